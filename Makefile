@@ -1,0 +1,60 @@
+# Every target sets up what it needs: on a machine with Python 3.11, `make demo` and `make test` are enough.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+UV_VERSION := 0.13.9
+
+.PHONY: help install demo test test-dist bench lint format lock clean
+
+help:
+	@echo "make install    build $(VENV) from requirements.lock"
+	@echo "make demo       the whole method on a small real model, about 15 minutes on 2 CPU cores"
+	@echo "make test       all tests"
+	@echo "make test-dist  only those that start several processes"
+	@echo "make bench      the benchmarks, printed as tables"
+	@echo "make lint       style and types"
+	@echo "make clean      remove what the other targets made"
+
+install: $(INSTALLED)
+
+$(INSTALLED): requirements.lock setup.py
+	@command -v $(PYTHON) >/dev/null || { echo "No $(PYTHON) found: install Python 3.11, or say make PYTHON=/path/to/python"; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/pip install --quiet uv==$(UV_VERSION)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	touch $@
+
+demo: install
+	$(BIN)/python -m demo.run
+
+test: install
+	$(BIN)/python -m pytest
+
+test-dist: install
+	$(BIN)/python -m pytest -m dist
+
+bench: install
+	$(BIN)/python -m benchmarks.pruning_step
+	$(BIN)/python -m benchmarks.streaming_speed
+	$(BIN)/python -m benchmarks.prepare
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Writes requirements.lock anew from setup.py; review the change.
+lock:
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--custom-compile-command "make lock" --extra dev setup.py -o requirements.lock
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,86 @@
+"""The output folder: begun and continued with one set of settings, by one process at a time, complete or not at all.
+
+While a run is under way everything is in ``OUT/.partial``. Then ``train`` and ``eval`` move to ``OUT`` and
+``manifest.json`` is written last.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from llmshearing.errors import InputError
+from llmshearing.fileio import read_json, write_json, write_text
+
+SPLITS = ("train", "eval")
+
+
+def complete_manifest(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest of a complete ``out``, or None where there is none.
+
+    Raises:
+        InputError: it was made with other settings, or from another input.
+    """
+    if not (out / "manifest.json").exists():
+        return None
+    manifest = read_json(out / "manifest.json")
+    _check_same(settings, manifest, out)
+    shutil.rmtree(out / ".partial", ignore_errors=True)  # of a run that was killed right after its manifest
+    return manifest
+
+
+@contextmanager
+def work_folder(out: Path, settings: dict[str, Any]) -> Iterator[Path]:
+    """Begin or continue ``out/.partial``; the claim on it ends with the process, however that ends.
+
+    Raises:
+        InputError: another process holds it, it was begun with other settings, or ``out`` holds other data.
+    """
+    work = out / ".partial"
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        lock = (work / "lock").open("w")
+    except OSError as error:
+        raise InputError(f"Cannot write '{out}': {error.strerror}.") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"Another run is preparing '{out}'. Wait for it, or choose another OUT.") from error
+        if (work / "settings.json").exists():
+            _check_same(settings, read_json(work / "settings.json"), out)
+        elif any((out / split).exists() for split in SPLITS):
+            raise InputError(f"'{out}' holds data of something else: it has no manifest.json. Choose another OUT.")
+        write_json(work / "settings.json", settings)
+        yield work
+
+
+def publish(out: Path, work: Path, *, bad_lines: Iterable[Path], manifest: dict[str, Any]) -> None:
+    """Move ``work/packed/{train,eval}`` into place, write the manifest, remove ``work``.
+
+    Any of these steps may have been done by a run that was killed here.
+    """
+    for split in SPLITS:
+        if (work / "packed" / split).exists():
+            os.replace(work / "packed" / split, out / split)
+    lines = "".join(path.read_text(encoding="utf-8") for path in bad_lines if path.exists())
+    if lines:
+        write_text(out / "bad_lines.jsonl", lines)
+    write_json(out / "manifest.json", manifest)
+    shutil.rmtree(work)
+
+
+def _check_same(settings: dict[str, Any], earlier: dict[str, Any], out: Path) -> None:
+    # A tokenizer is its files; what path it was given by may differ.
+    earlier = {**earlier, "tokenizer": {**earlier.get("tokenizer", {}), "name": settings["tokenizer"]["name"]}}
+    for key, value in settings.items():
+        if earlier.get(key) != value:
+            raise InputError(
+                f"'{out}' was begun with another '{key}': {earlier.get(key)}, now {value}. "
+                "Choose another OUT, or remove that one."
+            )

@@ -1,0 +1,170 @@
+"""Turning text into token ids, with nothing added: no BOS, no EOS, no special tokens found in the text.
+
+Control tokens spelled out in a document ("</s>", "<|endoftext|>") are ordinary text here: a web page must not be able
+to end a document. The module is not called ``tokenizers`` because ``python data_prep/prepare.py`` puts this folder in
+front of the import path, where it would hide the library of that name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from llmshearing.errors import InputError
+
+TOKEN_TYPES = ("uint16", "uint32")
+
+
+class Encoder(Protocol):
+    """Encodes batches of texts; picklable, so that worker processes get a copy."""
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text."""
+
+
+class FastEncoder:
+    """A Hugging Face fast tokenizer without its Python shell, which would take a worker seconds to import."""
+
+    def __init__(self, serialized: str) -> None:
+        import tokenizers
+
+        self._serialized = serialized
+        self._backend = tokenizers.Tokenizer.from_str(serialized)
+        self._backend.no_truncation()  # a tokenizer.json may carry its trainer's maximum length
+        self._backend.no_padding()
+        self._backend.encode_special_tokens = True
+
+    def __reduce__(self) -> tuple[type[FastEncoder], tuple[str]]:
+        return FastEncoder, (self._serialized,)
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return [item.ids for item in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+class SlowEncoder:
+    """A Hugging Face tokenizer that has no fast version."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return [self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True) for text in texts]
+
+
+class SentencePieceEncoder:
+    """A sentencepiece model as it is."""
+
+    def __init__(self, model: bytes) -> None:
+        import sentencepiece
+
+        self._model = model
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+
+    def __reduce__(self) -> tuple[type[SentencePieceEncoder], tuple[bytes]]:
+        return SentencePieceEncoder, (self._model,)
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return self._processor.encode(list(texts), num_threads=1)
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """An encoder and what the manifest says about it.
+
+    Attributes:
+        name: as the user gave it.
+        encoder: text to ids.
+        vocab_size: 1 + the largest id it can give.
+        bos_id, eos_id: None where the tokenizer has none.
+        sha256: of each of its files.
+    """
+
+    name: str
+    encoder: Encoder
+    vocab_size: int
+    bos_id: int | None
+    eos_id: int | None
+    sha256: dict[str, str]
+
+    def token_type(self, wanted: str | None = None) -> str:
+        """The type that tokens are stored in: ``wanted``, or the smallest that holds the vocabulary.
+
+        Raises:
+            InputError: the vocabulary has ids beyond ``wanted``.
+        """
+        fitting = [name for name in TOKEN_TYPES if self.vocab_size - 1 <= np.iinfo(name).max]
+        if wanted is not None and wanted not in fitting:
+            raise InputError(
+                f"The vocabulary of '{self.name}' has {self.vocab_size:,} tokens; {wanted} holds ids up to "
+                f"{np.iinfo(wanted).max:,}. Use --token-type {fitting[0]}."
+            )
+        return wanted or fitting[0]
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """Load a sentencepiece ``*.model`` file, or a Hugging Face tokenizer from a folder or by hub id.
+
+    Raises:
+        InputError: there is none of that name, or it cannot be loaded.
+    """
+    return _load_sentencepiece(name) if name.endswith(".model") else _load_huggingface(name)
+
+
+def _load_sentencepiece(name: str) -> Tokenizer:
+    path = Path(name)
+    if not path.is_file():
+        raise InputError(f"There is no sentencepiece model '{name}'.")
+    model = path.read_bytes()
+    try:
+        encoder = SentencePieceEncoder(model)
+    except (RuntimeError, OSError) as error:
+        raise InputError(f"'{name}' is not a sentencepiece model: {error}.") from error
+    processor = encoder._processor
+    return Tokenizer(
+        name=name,
+        encoder=encoder,
+        vocab_size=processor.get_piece_size(),
+        bos_id=processor.bos_id() if processor.bos_id() >= 0 else None,
+        eos_id=processor.eos_id() if processor.eos_id() >= 0 else None,
+        sha256={path.name: hashlib.sha256(model).hexdigest()},
+    )
+
+
+def _load_huggingface(name: str) -> Tokenizer:
+    import transformers
+
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise InputError(
+            f"No tokenizer can be loaded from '{name}': {str(error).splitlines()[0]} "
+            "Give a folder with a tokenizer.json, a hub id, or a sentencepiece *.model file."
+        ) from error
+    encoder: Encoder = (
+        FastEncoder(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else SlowEncoder(tokenizer)
+    )
+    return Tokenizer(
+        name=name,
+        encoder=encoder,
+        vocab_size=max(tokenizer.get_vocab().values()) + 1,
+        bos_id=tokenizer.bos_token_id,
+        eos_id=tokenizer.eos_token_id,
+        sha256=_file_hashes(name, {"tokenizer.json", "tokenizer_config.json", *tokenizer.vocab_files_names.values()}),
+    )
+
+
+def _file_hashes(name: str, file_names: set[str]) -> dict[str, str]:
+    """SHA-256 of those of ``file_names`` that the tokenizer was loaded from, in a folder or the hub's local cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    hashes = {}
+    for file_name in sorted(file_names):
+        found = Path(name) / file_name if Path(name).is_dir() else try_to_load_from_cache(name, file_name)
+        if isinstance(found, str | Path) and Path(found).is_file():
+            hashes[file_name] = hashlib.sha256(Path(found).read_bytes()).hexdigest()
+    return hashes

@@ -1,0 +1,1 @@
+"""The demo: the whole method on a small real model."""

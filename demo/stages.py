@@ -1,0 +1,90 @@
+"""Run commands in order, once each: a second call skips what is finished, a killed call goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmshearing.fileio import read_json, remove, write_json
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a pipeline.
+
+    Args:
+        name: names the record and heads the output.
+        title: what the step does, for a person.
+        commands: argument lists, run in order from ``root``.
+        outputs: what the commands write; removed before the stage runs anew.
+        inputs: files whose content decides, besides the commands, whether the stage must run anew.
+    """
+
+    name: str
+    title: str
+    commands: Sequence[Sequence[str]]
+    outputs: Sequence[Path]
+    inputs: Sequence[Path] = ()
+
+
+def run_stages(stages: Sequence[Stage], records: Path, *, root: Path) -> dict[str, float]:
+    """Run all stages that are not finished.
+
+    A stage is finished if its record says so for the same commands, inputs and predecessors.
+
+    Args:
+        stages: in order; each may depend on all before it.
+        records: folder for one record per stage.
+        root: folder that the commands run in.
+
+    Returns:
+        Seconds that each stage took, over all calls.
+
+    Raises:
+        SystemExit: a command failed; with its exit code.
+    """
+    seconds = {}
+    key = ""
+    for number, stage in enumerate(stages, start=1):
+        key = _key(stage, key)
+        path = records / f"{stage.name}.json"
+        record = read_json(path) if path.is_file() else {}
+        if record.get("key") != key:
+            for output in stage.outputs:
+                remove(output)
+            record = {"key": key, "finished": False, "wall_s": 0.0}
+        heading = f"[{number}/{len(stages)}] {stage.title}"
+        if record["finished"]:
+            print(f"{heading}: done before ({record['wall_s']:.0f} s)", flush=True)
+        else:
+            print(f"\n{heading}", flush=True)
+            write_json(path, record)
+            _run(stage, record, path, root)
+        seconds[stage.name] = record["wall_s"]
+    return seconds
+
+
+def _run(stage: Stage, record: dict, path: Path, root: Path) -> None:
+    begin, before = time.monotonic(), record["wall_s"]
+    for command in stage.commands:
+        print(f"$ {' '.join(command)}", flush=True)
+        code = subprocess.run(command, cwd=root).returncode
+        record["wall_s"] = before + time.monotonic() - begin
+        write_json(path, record)
+        if code != 0:
+            print(f"The stage '{stage.name}' failed with exit code {code}; the cause stands above.", flush=True)
+            raise SystemExit(code)
+    record["finished"] = True
+    write_json(path, record)
+
+
+def _key(stage: Stage, predecessor: str) -> str:
+    digest = hashlib.sha256(predecessor.encode())
+    digest.update(repr([list(command) for command in stage.commands]).encode())
+    for file in stage.inputs:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,56 @@
+"""``python -m llmshearing.convert {shear,export} CHECKPOINT OUT``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+
+import torch
+
+from llmshearing.convert.commands import export, shear
+from llmshearing.errors import InputError, cli
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9}
+
+
+def _num_bytes(text: str) -> int:
+    number, unit = text[:-2], text[-2:].upper()
+    try:
+        size = int(float(number) * _UNITS[unit])
+    except (KeyError, ValueError) as error:
+        raise InputError(f"--max-shard-size is '{text}'; write it as 500MB or 5GB.") from error
+    if size <= 0:
+        raise InputError(f"--max-shard-size is '{text}'; it must be above 0.")
+    return size
+
+
+@cli
+def main() -> None:
+    """Parse the command line and convert."""
+    parser = argparse.ArgumentParser(prog="python -m llmshearing.convert", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in (
+        ("shear", "a pruning checkpoint to a Hugging Face folder of the target shape"),
+        ("export", "a dense checkpoint to a Hugging Face folder"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("checkpoint", help="Composer checkpoint")
+        command.add_argument("out", help="folder to create")
+        command.add_argument("--dtype", choices=_DTYPES, help="of the weights written (default: as in the checkpoint)")
+        command.add_argument("--max-shard-size", default="5GB", help="size of a safetensors file (default: 5GB)")
+        command.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    convert = shear if arguments.command == "shear" else export
+    convert(
+        arguments.checkpoint,
+        arguments.out,
+        dtype=_DTYPES[arguments.dtype] if arguments.dtype else None,
+        max_shard_bytes=_num_bytes(arguments.max_shard_size),
+        overwrite=arguments.overwrite,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,300 @@
+"""A streaming dataset whose mix of domains changes at exact places, the same for any workers, ranks and restarts.
+
+    1  a round's plan: proportions, samples used per domain      plan.py, rounds.py
+    2  place in the round -> domain, place in its stream         RoundPlan.layout, keyed by (seed, round)
+    3  place in the domain's stream -> sample                    permutation.py, keyed by (seed, domain, pass)
+    4  global batch g, rank r, worker w                          rows r of every batch g = w modulo workers
+    5  sample -> shard, download, cache, read                    streaming
+    6  tokens column -> input_ids, labels                        tokens.py
+
+Steps 1 to 4 are pure functions of (data, seed, proportions so far), so each worker works out its own samples, and no
+process ever waits for another one, except for the next round's plan.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from streaming import Stream
+
+from llmshearing.data.permutation import DomainOrder, derive_key
+from llmshearing.data.plan import RoundPlan
+from llmshearing.data.prefetch import Prefetcher
+from llmshearing.data.proportions import distribution
+from llmshearing.data.rounds import Rounds
+from llmshearing.data.shards import ShardedDataset, is_remote
+from llmshearing.data.tokens import TokenDecoder, check_columns
+from llmshearing.errors import InputError, unknown_name
+
+
+class DynamicStreamingDataset(ShardedDataset):
+    """Endless training data in rounds of ``update_interval`` global batches, each round with its own domain mix.
+
+    Every round holds each domain within one sample of its proportion. Which samples, and in which global batch, depends
+    only on the data, the seed and the proportions so far. A domain's samples come in shuffled order, each once per
+    pass. After a round someone has to say how it goes on: :class:`~llmshearing.data.callback.DynamicBatchLoading`
+    calls ``rounds.update`` or, for a constant mix, ``rounds.hold``.
+
+    Args:
+        proportions: share of each domain in the first round, summing to 1. Its order is the order of the domains.
+        update_interval: global batches in a round.
+        batch_size: samples per rank and batch, as in the DataLoader.
+        local: a folder with one MDS folder per domain, named like the domain; or the folder of each domain. Where
+            ``remote`` is given, the cache.
+        remote: where to fetch shards from, in the same form. ``None``: all shards are in ``local``.
+        start: samples of each domain that earlier stages used, with the same ``shuffle_seed`` and
+            ``shuffle_block_size``; they come again only when a pass is over.
+        on_exhausted: ``repeat``: a domain that runs out starts another pass in another order; ``stop``: iteration ends
+            before the first round that would repeat a sample.
+        shuffle_seed: seed of all orders.
+        shuffle_block_size: samples of a domain that are shuffled together, in whole shards. At any time a domain's
+            samples come from the shards of one such block.
+        seq_len: tokens per sample, checked. ``None``: as the data has it.
+        vocab_size: token ids must be below it. ``None``: not checked.
+        token_dtype: numpy type of tokens that are stored as plain bytes. ``None``: recognised.
+        update_timeout: seconds that a DataLoader worker waits for the next round's plan.
+        cache_limit: most bytes in the cache, as in ``StreamingDataset``, such as ``100gb``. ``None``: no limit.
+        predownload: samples ahead of each worker whose shards are fetched. ``None``: eight batches.
+        download_retry: attempts to fetch a shard.
+        download_timeout: seconds for one attempt.
+        validate_hash: hash algorithm to check fetched shards with; the data must have been written with it.
+        keep_zip: keep the compressed form of decompressed shards.
+
+    Raises:
+        InputError: settings that contradict each other or the data.
+    """
+
+    def __init__(
+        self,
+        *,
+        proportions: Mapping[str, float],
+        update_interval: int,
+        batch_size: int,
+        local: str | Mapping[str, str],
+        remote: str | Mapping[str, str] | None = None,
+        start: Mapping[str, int] | None = None,
+        on_exhausted: str = "repeat",
+        shuffle_seed: int = 9176,
+        shuffle_block_size: int = 1 << 18,
+        seq_len: int | None = None,
+        vocab_size: int | None = None,
+        token_dtype: str | None = None,
+        update_timeout: float = 3600.0,
+        cache_limit: int | str | None = None,
+        predownload: int | None = None,
+        download_retry: int = 2,
+        download_timeout: float = 60.0,
+        validate_hash: str | None = None,
+        keep_zip: bool = False,
+    ) -> None:
+        self.domains = tuple(proportions)
+        predownload = 8 * batch_size if predownload is None else predownload
+        shares = distribution(list(proportions.values()))
+        locals_, remotes = self._folders(local), self._folders(remote)
+        if on_exhausted not in ("repeat", "stop"):
+            raise unknown_name("on_exhausted", on_exhausted, ("repeat", "stop"))
+        super().__init__(
+            streams=[Stream(local=locals_[domain], remote=remotes.get(domain)) for domain in self.domains],
+            cache_limit=cache_limit,
+            predownload=predownload,
+            download_retry=download_retry,
+            download_timeout=download_timeout,
+            validate_hash=validate_hash,
+            keep_zip=keep_zip,
+            batch_size=batch_size,
+            shuffle_seed=shuffle_seed,
+        )
+        self.update_interval = update_interval
+        self._rank_batch_size = batch_size
+        self.global_batch_size = batch_size * self._parallel_rank_world.num_ranks
+        self.on_exhausted = on_exhausted
+        self._block_size = shuffle_block_size
+        self._ahead = predownload
+        self._orders: dict[int, DomainOrder] = {}
+        self._labels = [torch.tensor(index) for index in range(len(self.domains))]
+        self._first_samples: list[int] = self.sample_offset_per_stream.tolist()
+        for index, domain in enumerate(self.domains):
+            seq_len = check_columns(self._shards_of(index), domain, seq_len=seq_len, vocab_size=vocab_size)
+        self._decode = TokenDecoder(seq_len=seq_len, vocab_size=vocab_size, dtype=token_dtype)
+        plan = RoundPlan(
+            number=0,
+            begin=0,
+            size=update_interval * self.global_batch_size,
+            proportions=tuple(shares.tolist()),
+            used=tuple(int((start or {}).get(domain, 0)) for domain in self.domains),
+            seed=shuffle_seed,
+        )
+        self.rounds = Rounds(plan, timeout=update_timeout)
+
+    def _folders(self, root: str | Mapping[str, str] | None) -> dict[str, str]:
+        if root is None:
+            return {}
+        if isinstance(root, str):
+            return {domain: os.path.join(root, domain) for domain in self.domains}
+        for domain in self.domains:
+            if domain not in root:
+                raise unknown_name("domain", domain, root)
+        return dict(root)
+
+    def _shards_of(self, index: int) -> list[Any]:
+        begin = int(self.shard_offset_per_stream[index])
+        return self.shards[begin : begin + int(self.shards_per_stream[index])]
+
+    @property
+    def seq_len(self) -> int | None:
+        """Tokens per sample; ``None`` where neither the settings nor the index say, until one was read."""
+        return self._decode.seq_len
+
+    def samples_used(self, num_samples: int) -> dict[str, int]:
+        """Samples of each domain among all that training has consumed, earlier stages included.
+
+        Args:
+            num_samples: samples the run has trained on, such as ``state.timestamp.sample_in_epoch``.
+        """
+        return dict(zip(self.domains, self.rounds.at(num_samples).used_at(num_samples).tolist(), strict=True))
+
+    def state_dict(self, num_samples: int, from_beginning: bool = True) -> dict[str, Any]:
+        """Where training is, in plain types.
+
+        Args:
+            num_samples: samples the run has trained on.
+            from_beginning: count ``num_samples`` from the beginning of the run, as Composer does, rather than from
+                the last :meth:`load_state_dict`.
+
+        Returns:
+            A dict that is JSON of some 45 bytes per domain, with the same keys and lengths at any time.
+        """
+        sample = num_samples if from_beginning else self.rounds.schedule.start + num_samples
+        plan = self.rounds.at(sample)
+        return {
+            "round": plan.number,
+            "sample": sample,
+            "sample_in_round": sample - plan.begin,
+            "update_interval": self.update_interval,
+            "global_batch_size": self.global_batch_size,
+            "shuffle_seed": plan.seed,
+            "data": self.fingerprint(),
+            "domains": list(self.domains),
+            "proportions": list(plan.proportions),
+            "samples_used": plan.used_at(sample).tolist(),
+        }
+
+    def load_state_dict(self, obj: dict[str, Any]) -> None:
+        """Go on from a :meth:`state_dict`, on any number of ranks and workers.
+
+        Raises:
+            InputError: the data, the domains or, within a round, the size of the round differ from the state's.
+        """
+        self._check_state(obj)
+        begin = obj["sample"] - obj["sample_in_round"]
+        plan = RoundPlan(
+            number=obj["round"],
+            begin=begin,
+            size=self.update_interval * self.global_batch_size,
+            proportions=tuple(obj["proportions"]),
+            used=(0,) * len(self.domains),
+            seed=obj["shuffle_seed"],
+            held=self.rounds.newest.held,
+        )
+        # The state counts up to its sample; the plan counts up to the beginning of the round.
+        used = np.asarray(obj["samples_used"], np.int64) - plan.used_at(obj["sample"])
+        plan = dataclasses.replace(plan, used=tuple(used.tolist()))
+        self.rounds.begin(plan, start=obj["sample"])
+
+    def _check_state(self, obj: Mapping[str, Any]) -> None:
+        if list(obj["domains"]) != list(self.domains):
+            raise InputError(
+                f"The checkpoint's domains are {list(obj['domains'])}, the dataset's {list(self.domains)}. Resume with "
+                "the same domains in the same order, or begin a new run with start and proportions."
+            )
+        if obj["data"] != self.fingerprint():
+            raise InputError(
+                "The shards are not those of the checkpoint, or shuffle_block_size is not, so its samples cannot be "
+                "found again. Resume with the same data, or begin a new run with start and proportions."
+            )
+        size = obj["update_interval"] * obj["global_batch_size"]
+        if obj["sample_in_round"] and size != self.update_interval * self.global_batch_size:
+            raise InputError(
+                f"The checkpoint stands within a round of {obj['update_interval']} batches of "
+                f"{obj['global_batch_size']} samples, now set to {self.update_interval} of {self.global_batch_size}. "
+                "Resume with the same sizes, or from a checkpoint at the end of a round."
+            )
+
+    def fingerprint(self) -> str:
+        """Identifies the shards' sizes and the orders drawn over them."""
+        digest = hashlib.blake2b(self.samples_per_shard.tobytes(), digest_size=8)
+        digest.update(repr((self.shards_per_stream.tolist(), self._block_size)).encode())
+        return digest.hexdigest()
+
+    def exhausts(self, plan: RoundPlan) -> list[str]:
+        """The domains of which ``plan``'s round would repeat samples."""
+        over = (plan.counts > 0) & (np.asarray(plan.used, np.int64) + plan.counts > self.samples_per_stream)
+        return [domain for domain, repeats in zip(self.domains, over, strict=True) if repeats]
+
+    def __len__(self) -> int:
+        # An endless dataset. A number here would end Composer's epoch, and with it the run's one iterator.
+        raise TypeError("DynamicStreamingDataset is endless and has no length.")
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        """This worker's samples, without end.
+
+        Raises:
+            InputError: the next round's proportions did not come.
+        """
+        world = self._unique_rank_world.detect_workers()
+        sample = self.rounds.schedule.start + world.worker_of_rank * self.global_batch_size
+        stride = world.workers_per_rank * self.global_batch_size
+        rows = world.rank * self._rank_batch_size + np.arange(self._rank_batch_size)
+        prefetcher = Prefetcher(self, ahead=self._ahead) if any(map(is_remote, self.streams)) else None
+        try:
+            while (plan := self._plan_for(sample)) is not None:
+                batches = np.arange(sample, plan.end, stride)
+                places = (batches[:, None] - plan.begin + rows).reshape(-1)
+                ids = self._sample_ids(plan, places)
+                if prefetcher is None:
+                    yield from map(self.get_item, ids.tolist())
+                else:
+                    # The next mix is not known yet, but it will draw on nearly the same shards as this one would.
+                    then = self._sample_ids(plan.following(), places[: self._ahead])
+                    yield from map(self.get_item, prefetcher.follow(ids, then))
+                sample += len(batches) * stride
+        finally:
+            if prefetcher is not None:
+                prefetcher.stop()
+
+    def _plan_for(self, sample: int) -> RoundPlan | None:
+        """The plan of the round of ``sample``, or ``None`` where iteration ends."""
+        plan = self.rounds.wait_for(sample)
+        return None if plan and self.on_exhausted == "stop" and self.exhausts(plan) else plan
+
+    def _sample_ids(self, plan: RoundPlan, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The samples at ``places`` of a round, (n,)."""
+        domains, positions = plan.layout(places)
+        ids = np.empty_like(positions)
+        for index in np.unique(domains).tolist():
+            chosen = domains == index
+            ids[chosen] = self._first_samples[index] + self._order(index, plan.seed).sample_ids(positions[chosen])
+        return ids
+
+    def _order(self, index: int, seed: int) -> DomainOrder:
+        key = derive_key(seed, "domain", self.domains[index])
+        if index not in self._orders or self._orders[index].key != key:
+            begin, count = int(self.shard_offset_per_stream[index]), int(self.shards_per_stream[index])
+            samples = self.samples_per_shard[begin : begin + count]
+            self._orders[index] = DomainOrder(samples, key=key, block_size=self._block_size)
+        return self._orders[index]
+
+    def get_item(self, sample_id: int, retry: int = 7) -> dict[str, torch.Tensor]:
+        """One sample: ``input_ids`` and ``labels``, int64, (seq_len,), and ``domain``, int64, ()."""
+        index = bisect_right(self._first_samples, sample_id) - 1
+        raw = super().get_item(sample_id, retry)
+        sample = self._decode(raw, f"Sample {sample_id - self._first_samples[index]} of domain '{self.domains[index]}'")
+        return {**sample, "domain": self._labels[index]}

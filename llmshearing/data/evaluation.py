@@ -1,0 +1,99 @@
+"""Per-domain evaluation in which every sequence counts exactly once, on any number of ranks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+import torch
+from composer.core import Evaluator
+from composer.utils import dist
+from streaming import Stream
+from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedTokenizerBase
+
+from llmshearing.data.shards import ShardedDataset
+from llmshearing.data.tokens import TokenDecoder, check_columns
+
+METRIC = "LanguageCrossEntropy"
+
+
+class EvalDataset(Dataset):
+    """The sequences of one domain's eval split, by index.
+
+    Iterating a ``StreamingDataset`` on several ranks repeats samples so that all ranks get the same number. A dataset
+    with a length instead lets Composer drop the sampler's padding, so the mean is over each sequence once.
+
+    Args:
+        domain: name, for messages.
+        local: MDS folder, or the cache of ``remote``.
+        remote: where to fetch shards from. ``None``: all are in ``local``.
+        seq_len: tokens per sample, checked. ``None``: as the data has it.
+        vocab_size: token ids must be below it. ``None``: not checked.
+    """
+
+    def __init__(
+        self,
+        domain: str,
+        local: str,
+        *,
+        remote: str | None = None,
+        seq_len: int | None = None,
+        vocab_size: int | None = None,
+    ) -> None:
+        self._data = ShardedDataset(streams=[Stream(local=local, remote=remote)], batch_size=1)
+        self._domain = domain
+        seq_len = check_columns(self._data.shards, domain, seq_len=seq_len, vocab_size=vocab_size)
+        self._decode = TokenDecoder(seq_len=seq_len, vocab_size=vocab_size)
+
+    def __len__(self) -> int:
+        return self._data.num_samples
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return self._decode(self._data[index], f"Eval sample {index} of domain '{self._domain}'")
+
+
+def build_evaluators(
+    local: str,
+    domains: Iterable[str],
+    *,
+    batch_size: int,
+    remote: str | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    seq_len: int | None = None,
+    eval_interval: str | None = None,
+    num_workers: int = 0,
+) -> list[Evaluator]:
+    """One Composer ``Evaluator`` per domain, labelled by the domain, with the metric ``LanguageCrossEntropy``.
+
+    The metric is the mean over all predicted tokens of the domain, whatever the batch size and the ranks: Composer sums
+    losses and tokens over microbatches and ranks before dividing.
+
+    Args:
+        local: folder with one MDS folder per domain.
+        domains: which domains.
+        batch_size: sequences per rank and batch.
+        remote: where to fetch shards from, in the same form.
+        tokenizer: the model's; token ids must be within its vocabulary. ``None``: not checked.
+        seq_len: tokens per sequence, checked. ``None``: as the data has it.
+        eval_interval: such as ``50ba``. ``None``: the trainer's.
+        num_workers: DataLoader processes per rank.
+
+    Raises:
+        InputError: a domain has no evaluation samples, or its samples do not fit.
+    """
+    evaluators = []
+    for domain in domains:
+        data = EvalDataset(
+            domain,
+            os.path.join(local, domain),
+            remote=remote and os.path.join(remote, domain),
+            seq_len=seq_len,
+            vocab_size=None if tokenizer is None else len(tokenizer),
+        )
+        sampler = dist.get_sampler(data, drop_last=False, shuffle=False)
+        loader = DataLoader(data, batch_size=batch_size, sampler=sampler, num_workers=num_workers)
+        evaluators.append(
+            Evaluator(label=domain, dataloader=loader, metric_names=[METRIC], eval_interval=eval_interval)
+        )
+    return evaluators

@@ -1,0 +1,90 @@
+"""What one round of training batches holds.
+
+    0                     end                                     sample number in the run
+    | round 0: m batches  | round 1: m batches  | ...
+      proportions           proportions, updated at the edge
+
+A :class:`RoundPlan` fixes a round completely: given it, any process can compute which sample stands at any place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from llmshearing.data.permutation import derive_key, permute
+from llmshearing.data.proportions import apportion
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundPlan:
+    """One round.
+
+    Args:
+        number: which round, from 0.
+        begin: samples the run had trained on when the round began.
+        size: samples in the round: batches times global batch size.
+        proportions: share of each domain, (domains,), summing to 1.
+        used: samples of each domain used before the round, (domains,).
+        seed: seed of all orders.
+        held: later rounds keep these proportions, so nobody has to wait for an update.
+    """
+
+    number: int
+    begin: int
+    size: int
+    proportions: tuple[float, ...]
+    used: tuple[int, ...]
+    seed: int
+    held: bool = False
+
+    @property
+    def end(self) -> int:
+        """Samples the run will have trained on when the round is over."""
+        return self.begin + self.size
+
+    @cached_property
+    def counts(self) -> NDArray[np.int64]:
+        """Samples of each domain in the round, (domains,)."""
+        return apportion(self.size, self.proportions)
+
+    def following(self, proportions: ArrayLike | None = None, *, rounds: int = 1) -> RoundPlan:
+        """The plan ``rounds`` later, with new ``proportions`` or with the same ones."""
+        return dataclasses.replace(
+            self,
+            number=self.number + rounds,
+            begin=self.begin + rounds * self.size,
+            proportions=self.proportions if proportions is None else tuple(np.asarray(proportions, float).tolist()),
+            used=tuple((np.asarray(self.used, np.int64) + rounds * self.counts).tolist()),
+        )
+
+    def covering(self, sample: int) -> RoundPlan | None:
+        """The plan of the round that holds absolute ``sample``, or ``None`` where its update is still to come."""
+        rounds = (sample - self.begin) // self.size
+        if rounds == 0 or (rounds > 0 and self.held):
+            return self.following(rounds=rounds) if rounds else self
+        return None
+
+    def layout(self, places: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Which sample stands at ``places`` of the round.
+
+        Args:
+            places: offsets from the beginning of the round, (n,); a global batch is a contiguous run of them.
+
+        Returns:
+            The domain of each, (n,), and its place in that domain's endless stream, (n,).
+        """
+        drawn = permute(places, self.size, derive_key(self.seed, "round", self.number))
+        bounds = np.concatenate([[0], np.cumsum(self.counts)])
+        domains = np.searchsorted(bounds, drawn, side="right") - 1
+        return domains, np.asarray(self.used, np.int64)[domains] + drawn - bounds[domains]
+
+    def used_at(self, sample: int) -> NDArray[np.int64]:
+        """Samples of each domain used when the run had trained on ``sample`` samples, (domains,)."""
+        if sample == self.end:
+            return np.asarray(self.used, np.int64) + self.counts
+        domains, _ = self.layout(np.arange(sample - self.begin))
+        return np.asarray(self.used, np.int64) + np.bincount(domains, minlength=len(self.used))

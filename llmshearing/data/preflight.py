@@ -1,0 +1,142 @@
+"""What can be known to go wrong before the first batch."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Mapping
+from types import SimpleNamespace
+
+from composer.core import Event, State, TimeUnit
+from composer.utils import dist
+
+from llmshearing.data.dataset import DynamicStreamingDataset
+from llmshearing.data.evaluation import METRIC
+from llmshearing.errors import InputError, unknown_name
+
+log = logging.getLogger(__name__)
+
+
+def check_names(kind: str, values: Mapping[str, float], domains: Iterable[str]) -> None:
+    """Check that ``values`` has one finite number for each domain and for nothing else.
+
+    Raises:
+        InputError: a name is missing or unknown, or its number is not finite.
+    """
+    domains = list(domains)
+    for name, value in values.items():
+        if name not in domains:
+            raise unknown_name(f"domain in {kind}", name, domains)
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise InputError(f"The {kind} give {value} for domain '{name}', not a number.")
+    for domain in domains:
+        if domain not in values:
+            raise InputError(f"The {kind} lack domain '{domain}'; they have {', '.join(sorted(values))}.")
+
+
+def check_evaluators(state: State, dataset: DynamicStreamingDataset) -> None:
+    """Check that each domain is evaluated whenever a round ends.
+
+    Raises:
+        InputError: an evaluator or its metric is missing, or it does not run at the next rounds' ends.
+    """
+    evaluators = {evaluator.label.removeprefix("eval/"): evaluator for evaluator in state.evaluators}
+    for domain in dataset.domains:
+        if domain not in evaluators:
+            raise InputError(
+                f"Domain '{domain}' has no evaluator, so its proportion cannot be updated; evaluators: "
+                f"{', '.join(sorted(evaluators)) or 'none'}. Prepare an eval split of every domain."
+            )
+        evaluator = evaluators[domain]
+        if METRIC not in state.eval_metrics[evaluator.label]:
+            raise InputError(f"The evaluator of domain '{domain}' does not compute {METRIC}.")
+        for batch in _round_ends(state, dataset):
+            if not _runs_at(evaluator.eval_interval, state, dataset, batch):
+                raise InputError(
+                    f"Domain '{domain}' is not evaluated at batch {batch}, where a round of {dataset.update_interval} "
+                    f"batches ends. Set eval_interval to {dataset.update_interval}ba (update_interval), or to a part "
+                    "of it."
+                )
+
+
+def _round_ends(state: State, dataset: DynamicStreamingDataset) -> list[int]:
+    """The batches at which the next two rounds end: an interval that meets both meets all."""
+    left = dataset.rounds.newest.end - int(state.timestamp.sample_in_epoch)
+    first = int(state.timestamp.batch) + left // dataset.global_batch_size
+    return [first, first + dataset.update_interval] if left else [first + dataset.update_interval]
+
+
+def _runs_at(interval: object, state: State, dataset: DynamicStreamingDataset, batch: int) -> bool:
+    """Ask Composer's own interval function, with the clock set to ``batch``."""
+    if not getattr(interval, "__qualname__", "").startswith("create_interval_scheduler."):
+        return True  # the user's own function may look at anything; the round's end will show
+
+    def clock(batch: int) -> object:
+        ahead = batch - int(state.timestamp.batch)
+        samples = ahead * dataset.global_batch_size
+        tokens = samples * (dataset.seq_len or 0)
+        return state.timestamp.copy(
+            batch=batch, sample=state.timestamp.sample + samples, token=state.timestamp.token + tokens
+        )
+
+    assert callable(interval)
+    view = SimpleNamespace(
+        timestamp=clock(batch),
+        previous_timestamp=clock(batch - 1),
+        max_duration=state.max_duration,
+        dataloader_len=state.dataloader_len,
+        get_elapsed_duration=lambda: 0.0,
+    )
+    return bool(interval(view, Event.BATCH_END))
+
+
+def report_exhaustion(state: State, dataset: DynamicStreamingDataset) -> None:
+    """Log which domains can run out before training ends: under the worst mix, and under the present one.
+
+    Raises:
+        InputError: with ``on_exhausted: stop``, the data does not last for one round.
+    """
+    plan = dataset.rounds.at(int(state.timestamp.sample_in_epoch))
+    if dataset.on_exhausted == "stop" and (domains := dataset.exhausts(plan)):
+        raise InputError(
+            f"Domains {', '.join(domains)} run out within the first round of {plan.size} samples, and on_exhausted is "
+            "'stop'. Add data, lower update_interval, or set on_exhausted to 'repeat'."
+        )
+    if dist.get_global_rank() != 0:
+        return
+    last = _last_batch(state, dataset)
+    for index, domain in enumerate(dataset.domains):
+        share = plan.proportions[index]
+        left = int(dataset.samples_per_stream[index]) - plan.used[index] % int(dataset.samples_per_stream[index])
+        present = _batch_at(plan.begin + left / share, dataset) if share else math.inf
+        # The worst mix: this round as planned, then nothing but this domain.
+        later = max(0, left - int(plan.counts[index]))
+        worst = _batch_at(plan.begin + plan.size + later, dataset) if later and not plan.held else present
+        if worst < last:
+            log.warning(
+                "Domain '%s' has %d samples left and can run out from batch %.0f on (at the present proportion: %.0f). "
+                "Then: %s.",
+                *(domain, left, worst, present, dataset.on_exhausted),
+            )
+        if 0 < share * plan.size < 0.5:
+            log.warning(
+                "Domain '%s' is due %.2g samples in a round of %d, so it gets none: raise update_interval or floor.",
+                *(domain, share * plan.size, plan.size),
+            )
+
+
+def _batch_at(sample: float, dataset: DynamicStreamingDataset) -> float:
+    return sample // dataset.global_batch_size
+
+
+def _last_batch(state: State, dataset: DynamicStreamingDataset) -> float:
+    """The batch at which training ends, or infinity where that is not known in advance."""
+    assert state.max_duration is not None
+    end = float(state.max_duration.value)
+    if state.max_duration.unit == TimeUnit.BATCH:
+        return end
+    if state.max_duration.unit == TimeUnit.SAMPLE:
+        return end / dataset.global_batch_size
+    if state.max_duration.unit == TimeUnit.TOKEN and dataset.seq_len is not None:
+        return end / (dataset.global_batch_size * dataset.seq_len)
+    return math.inf

@@ -1,0 +1,192 @@
+"""Shards on disk: streaming's dataset without the traps that it has for long runs.
+
+Found in streaming 0.13 and put right here: opening lists the shard of every sample; two runs that open data on one host
+in the same moment take the same shared memory; a failed download leaves the shard marked as under way, so that whoever
+needs it next waits for ever; a shard that fails its hash stays in the cache, where it is not checked again.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import time
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from tempfile import gettempdir
+from typing import Any
+
+import numpy as np
+import streaming.base.dataset as streaming_dataset
+from filelock import FileLock
+from numpy.typing import NDArray
+from streaming import Stream, StreamingDataset
+from streaming.base import distributed as dist
+
+from llmshearing.errors import InputError
+
+log = logging.getLogger(__name__)
+
+_POLL = 0.005  # seconds between looks at a shard that another process is fetching
+_REMOTE, _PREPARING, _LOCAL = 1, 2, 3  # streaming's shard states
+
+
+class ShardBounds:
+    """Which shard holds a sample: what streaming's ``Spanner`` answers, in O(shards) instead of O(samples) memory.
+
+    Args:
+        shard_sizes: samples in each shard, (shards,).
+    """
+
+    def __init__(self, shard_sizes: NDArray[np.int64]) -> None:
+        self._begins: list[int] = (np.cumsum(shard_sizes) - shard_sizes).tolist()
+        self._num_samples = int(shard_sizes.sum())
+
+    def __getitem__(self, sample_id: int) -> tuple[int, int]:
+        """The shard of a sample and its place in it."""
+        if not 0 <= sample_id < self._num_samples:
+            raise IndexError(f"There is no sample {sample_id} among {self._num_samples}.")
+        shard = bisect_right(self._begins, sample_id) - 1
+        return shard, int(sample_id) - self._begins[shard]
+
+
+class ShardedDataset(StreamingDataset):
+    """A ``StreamingDataset`` that opens in O(shards) and whose failures are errors rather than waits.
+
+    Args:
+        streams: where the shards are.
+        cache_limit: most bytes of shards to keep in the local folders. ``None``: no limit.
+        **settings: see ``StreamingDataset``.
+
+    Raises:
+        InputError: what ``StreamingDataset`` says about wrong settings or unreadable data.
+    """
+
+    def __init__(self, *, streams: Sequence[Stream], cache_limit: int | str | None = None, **settings: Any) -> None:
+        for stream in streams:
+            if not is_remote(stream):
+                if not os.path.isfile(index := os.path.join(stream.local, "index.json")):
+                    raise InputError(f"There is no data in '{stream.local}': it has no {os.path.basename(index)}.")
+                if cache_limit is not None:
+                    raise InputError(
+                        f"cache_limit deletes the shards it has no room for, but '{stream.local}' is their only copy. "
+                        "Leave cache_limit out, or set remote."
+                    )
+        try:
+            with _one_at_a_time(), _bounds_for_spanner():
+                super().__init__(streams=streams, cache_limit=cache_limit, **settings)
+        except (ValueError, FileNotFoundError) as error:
+            raise InputError(f"The data cannot be opened: {error}") from error
+
+    def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
+        """Make sure that a shard is in the local folder.
+
+        Args:
+            shard_id: which shard.
+            blocking: wait where another process is fetching it.
+
+        Raises:
+            RuntimeError: it cannot be fetched, or is not what the index says.
+        """
+        stream = self.streams[int(self.stream_per_shard[shard_id])]
+        attempts = stream.download_retry
+        while True:
+            try:
+                super().prepare_shard(shard_id, blocking=False)
+            except Exception as error:
+                self._forget(shard_id)
+                attempts -= 1
+                # streaming has repeated failed downloads already; a failed hash (ValueError) is worth another one.
+                if attempts > 0 and isinstance(error, ValueError) and is_remote(stream):
+                    log.warning("%s is fetched again: %s", self._describe(shard_id), error)
+                    continue
+                raise RuntimeError(
+                    f"{self._describe(shard_id)} cannot be fetched from "
+                    f"{stream.remote or 'anywhere, since no remote is set'}: {error}. Check that it is there and whole."
+                ) from error
+            if not blocking or self._shard_states[shard_id] == _LOCAL:
+                return
+            check_parent()
+            time.sleep(_POLL)
+
+    def get_item(self, sample_id: int, retry: int = 7) -> dict[str, Any]:
+        """One sample, its shard fetched where needed.
+
+        Raises:
+            RuntimeError: the shard cannot be fetched or read.
+        """
+        shard_id, _ = self.spanner[sample_id]
+        try:
+            return super().get_item(sample_id, retry)
+        except (ValueError, IndexError) as error:
+            raise RuntimeError(
+                f"{self._describe(shard_id)} is damaged: sample {sample_id} cannot be read ({error}). Delete it and "
+                "fetch or prepare it again."
+            ) from error
+
+    def shards_of(self, sample_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The shard of each of ``sample_ids``, (n,)."""
+        return np.searchsorted(self.sample_offset_per_shard, sample_ids, side="right") - 1
+
+    def _forget(self, shard_id: int) -> None:
+        """Drop a shard that could not be prepared, so that the next one to need it tries for itself."""
+        if is_remote(self.streams[int(self.stream_per_shard[shard_id])]):
+            self.shards[shard_id].evict()
+        self._shard_states[shard_id] = _REMOTE
+
+    def _describe(self, shard_id: int) -> str:
+        shard = self.shards[shard_id]
+        return f"Shard '{os.path.join(shard.dirname, shard.split, shard.file_pairs[0][0].basename)}'"
+
+
+def is_remote(stream: Stream) -> bool:
+    """Whether the stream's local folder is a cache, and not the only copy."""
+    return stream.remote not in (None, stream.local)
+
+
+def check_parent() -> None:
+    """End a waiting worker whose training process is gone; nobody would ever stop it otherwise.
+
+    Raises:
+        RuntimeError: the parent process has died.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():
+        raise RuntimeError("The training process is gone.")
+
+
+@contextmanager
+def _bounds_for_spanner() -> Iterator[None]:
+    """Let ``StreamingDataset.__init__`` build :class:`ShardBounds`.
+
+    Its ``Spanner`` lists the shard of every sample while it is built (8 GB for 10^9 samples), and the class offers no
+    other place to choose one.
+    """
+    names = vars(streaming_dataset)
+    spanner = names["Spanner"]
+    names["Spanner"] = ShardBounds
+    try:
+        yield
+    finally:
+        names["Spanner"] = spanner
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Let one run at a time open data on this host.
+
+    Streaming looks for an unused prefix for its shared memory and then takes it; another run in between takes the same
+    one. All ranks of a run have to look while their leader has the turn.
+    """
+    lock = FileLock(os.path.join(gettempdir(), f"llmshearing-{os.getuid()}.lock"))
+    initialized_here = dist.maybe_init_dist()
+    if dist.get_local_rank() == 0:
+        lock.acquire()
+    dist.barrier()
+    try:
+        yield
+    finally:
+        lock.release()
+        if initialized_here:
+            dist.dist.destroy_process_group()

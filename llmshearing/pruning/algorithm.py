@@ -1,0 +1,224 @@
+"""Targeted structured pruning as a Composer algorithm."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from composer.core import Algorithm, Event, Precision, State, Time, TimeUnit
+from composer.loggers import Logger
+from composer.models import HuggingFaceModel
+from composer.utils import dist
+from torch import Tensor
+
+from llmshearing.errors import InputError, unknown_name
+from llmshearing.pruning.lagrangian import COMPATIBILITIES
+from llmshearing.pruning.learned import LearnedMasks
+from llmshearing.pruning.masked import MaskedModel
+from llmshearing.pruning.target import resolve_target, unit_groups
+from llmshearing.shape import ModelShape
+
+log = logging.getLogger(__name__)
+
+LR_SCHEDULES = ("constant", "follow")
+
+
+class TargetedPruning(Algorithm):
+    """Learn which layers, heads, neurons and hidden dimensions to keep, until exactly the target shape is left.
+
+    Sheared LLaMA (Xia et al., 2024), section 2.1. Works in any :class:`~composer.trainer.Trainer` around a
+    :class:`~composer.models.HuggingFaceModel` (so also :class:`~llmshearing.ComposerLlama`) of the LLaMA family. Masks
+    and multipliers have their own optimizer; the user's optimizer, schedule, clipping and checkpoint keys stay as
+    they are. While training, evaluation uses deterministic masks of the size expected so far; from the last batch on,
+    of exactly the target shape.
+
+    Args:
+        target: sizes by Hugging Face config name, any of ``num_hidden_layers``, ``hidden_size``,
+            ``intermediate_size``, ``num_attention_heads``, ``num_key_value_heads``. What is left out is not pruned.
+        lr: learning rate of masks and multipliers.
+        lr_schedule: ``'constant'``, or ``'follow'`` to scale ``lr`` as the scheduler scales the model's.
+        betas: AdamW coefficients of masks and multipliers.
+        warmup: the constraint goes from the source to the target shape over this time, in batches (``'640ba'``) or
+            as a share of the run (``'0.2dur'``).
+        compat: ``'paper'`` (multipliers per layer) or ``'upstream'`` (as the original code: one pair per dimension).
+        seed: of the masks' noise.
+
+    Raises:
+        InputError: at construction or at :attr:`~composer.Event.INIT`, for a target, model or setting that cannot work.
+    """
+
+    def __init__(
+        self,
+        target: Mapping[str, int],
+        *,
+        lr: float = 1.0,
+        lr_schedule: str = "constant",
+        betas: tuple[float, float] = (0.9, 0.95),
+        warmup: str = "640ba",
+        compat: str = "paper",
+        seed: int = 17,
+    ) -> None:
+        if compat not in COMPATIBILITIES:
+            raise unknown_name("compat", compat, COMPATIBILITIES)
+        if lr_schedule not in LR_SCHEDULES:
+            raise unknown_name("lr_schedule", lr_schedule, LR_SCHEDULES)
+        if not lr > 0:
+            raise InputError(f"lr is {lr}; the masks' learning rate must be above 0.")
+        self.target = dict(target)
+        self.lr, self.lr_schedule, self.betas = lr, lr_schedule, (float(betas[0]), float(betas[1]))
+        self.warmup, self.compat, self.seed = str(warmup), compat, seed
+        self.source_shape: ModelShape
+        self.target_shape: ModelShape
+        self.masks: LearnedMasks
+        self._model: MaskedModel
+        self._drawn: dict[str, Tensor] = {}
+        self._lr_factor = 1.0
+
+    def __repr__(self) -> str:
+        return (
+            f"TargetedPruning(target={self.target!r}, lr={self.lr!r}, lr_schedule={self.lr_schedule!r}, "
+            f"betas={self.betas!r}, warmup={self.warmup!r}, compat={self.compat!r}, seed={self.seed!r})"
+        )
+
+    def match(self, event: Event, state: State) -> bool:
+        """INIT builds the masks; the rest keeps the right ones on the model and learns from each batch."""
+        return event in (
+            Event.INIT,
+            Event.AFTER_LOAD,
+            Event.BEFORE_TRAIN_BATCH,
+            Event.BATCH_END,
+            Event.EVAL_START,
+            Event.FIT_END,
+        )
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        """Run the step of ``event``, see :meth:`match`."""
+        if event == Event.INIT:
+            self._build(state)
+        elif event == Event.BEFORE_TRAIN_BATCH:  # again on every retry of automatic microbatching
+            self._draw(state)
+        elif event == Event.BATCH_END:
+            self._learn(state, logger)
+        else:
+            self._model.assign(self._evaluation_masks(state))
+            if event == Event.FIT_END:
+                self._report(state)
+
+    def _build(self, state: State) -> None:
+        if not isinstance(state.model, HuggingFaceModel):
+            raise InputError(
+                f"TargetedPruning needs a composer.models.HuggingFaceModel or ComposerLlama, got {type(state.model).__name__}."
+            )
+        if state.precision == Precision.AMP_FP16:
+            raise InputError(
+                "TargetedPruning does not support precision amp_fp16, whose loss scaling would scale the masks' "
+                "gradients. Use amp_bf16."
+            )
+        model = state.model.model
+        self.source_shape = ModelShape.from_hf_config(model.config)
+        self.target_shape = resolve_target(self.source_shape, self.target)
+        groups = unit_groups(self.source_shape, self.target_shape)
+        if not groups:
+            raise InputError(f"The target equals the source model ({self.source_shape}): there is nothing to prune.")
+        device = state.device.tensor_to_device(torch.empty(0)).device
+        self.masks = LearnedMasks(
+            groups,
+            lr=self.lr,
+            betas=self.betas,
+            warmup_steps=self._warmup_batches(state),
+            compat=self.compat,
+            seed=self.seed,
+            device=device,
+        )
+        self._model = MaskedModel(model, self.source_shape, groups, device)
+        log.info(
+            "Pruning from %s (%d parameters) to %s (%d parameters).",
+            self.source_shape,
+            self.source_shape.num_parameters(),
+            self.target_shape,
+            self.target_shape.num_parameters(),
+        )
+
+    def _warmup_batches(self, state: State) -> int:
+        try:
+            warmup = Time.from_timestring(self.warmup)
+        except ValueError as error:
+            raise InputError(f"warmup is '{self.warmup}', which is not a time such as '640ba' or '0.2dur'.") from error
+        if warmup.unit == TimeUnit.BATCH:
+            return warmup.value
+        duration = state.max_duration
+        if warmup.unit == TimeUnit.DURATION and duration is not None and duration.unit == TimeUnit.BATCH:
+            return round(warmup.value * duration.value)
+        raise InputError(f"warmup is '{self.warmup}'; give it in batches ('640ba'), or as a share of a max_duration in batches.")
+
+    def _draw(self, state: State) -> None:
+        self._drawn = self.masks.draw(int(state.timestamp.batch))
+        self._model.assign(self._drawn)
+        if self.lr_schedule == "follow":
+            group = state.optimizers[0].param_groups[0]
+            self._lr_factor = group["lr"] / group.get("initial_lr", group["lr"])
+
+    def _learn(self, state: State, logger: Logger) -> None:
+        # At BATCH_END rather than before the optimizer's step, which automatic microbatching may run twice.
+        step = int(state.timestamp.batch) - 1
+        self._model.backward(self._drawn)
+        self._drawn = {}
+        _average_over_ranks(self.masks.log_alpha)
+        lagrangian = self.masks.step(step, lr_factor=self._lr_factor)
+        values = {"lagrangian": lagrangian, **self.masks.statistics(step)}
+        numbers = torch.stack([torch.as_tensor(value, dtype=torch.float32, device=lagrangian.device) for value in values.values()])
+        metrics = dict(zip(values, numbers.tolist(), strict=True))  # one transfer for all
+        if broken := [name for name, value in metrics.items() if value != value]:
+            raise RuntimeError(
+                f"Pruning diverged at batch {step}: {', '.join(broken)} became NaN. If the loss was finite, lower the "
+                f"masks' lr ({self.lr}) or lengthen the warmup ({self.warmup}); resume from a checkpoint before it."
+            )
+        logger.log_metrics({f"pruning/{name}": value for name, value in metrics.items()})
+
+    def _evaluation_masks(self, state: State) -> dict[str, Tensor]:
+        finished = state.max_duration is not None and state.timestamp >= state.max_duration
+        return self.masks.final() if finished else self.masks.expected()
+
+    def _report(self, state: State) -> None:
+        step = int(state.timestamp.batch) - 1
+        distance = float(self.masks.statistics(step)["distance"])
+        message = "Pruning ends at %s; expected sizes were within %.2f%% of the target."
+        log.log(logging.WARNING if distance > 0.05 else logging.INFO, message, self.target_shape, 100 * distance)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that resuming and shearing need, in tensors and plain types."""
+        return {
+            **super().state_dict(),
+            "source": self.source_shape.to_dict(),
+            "target": self.target_shape.to_dict(),
+            "compat": self.compat,
+            "masks": self.masks.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], strict: bool = False) -> None:
+        """Continue from :meth:`state_dict`.
+
+        Raises:
+            InputError: the checkpoint was pruned from or to another shape.
+        """
+        for role, shape in (("source", self.source_shape), ("target", self.target_shape)):
+            saved = ModelShape.from_dict(state[role])
+            if saved != shape:
+                raise InputError(f"The checkpoint's {role} shape is {saved}, this run's is {shape}. Use the same target.")
+        if state["compat"] != self.compat:
+            raise InputError(f"The checkpoint was made with compat={state['compat']}, this run has {self.compat}.")
+        self.masks.load_state_dict(state["masks"])
+
+
+def _average_over_ranks(parameters: Mapping[str, Tensor]) -> None:
+    """Mean of the gradients over all ranks, in one reduction."""
+    if dist.get_world_size() == 1:
+        return
+    grads = [tensor.grad if tensor.grad is not None else torch.zeros_like(tensor) for tensor in parameters.values()]
+    flat = torch.cat([grad.flatten() for grad in grads])
+    dist.all_reduce(flat, reduce_operation="SUM")
+    flat /= dist.get_world_size()
+    for tensor, part in zip(parameters.values(), flat.split([grad.numel() for grad in grads]), strict=True):
+        tensor.grad = part.view_as(tensor)

@@ -1,0 +1,58 @@
+"""Command line: ``python -m llmshearing.reference_loss {eval,fit}``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from llmshearing.errors import cli
+from llmshearing.fileio import write_json
+from llmshearing.reference_loss.fit import predict, read_losses
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m llmshearing.reference_loss", description="Per-domain reference losses in nats per token."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    measure = commands.add_parser("eval", help="measure a model on the prepared eval split")
+    measure.add_argument("model", metavar="MODEL", help="Hugging Face folder or hub id")
+    measure.add_argument("data", metavar="DATA", help="folder that data_prep/prepare.py wrote, or its eval folder")
+    measure.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 on a GPU, "
+                         "float32 on a CPU; the cross-entropy is always taken in float32")  # fmt: skip
+    measure.add_argument("--batch-size", type=int, default=8, help="sequences per forward pass (default: 8)")
+
+    law = commands.add_parser("fit", help="predict the losses of a smaller model from those of larger ones")
+    law.add_argument("losses", metavar="LOSSES.json", nargs="+", help="files that `eval` wrote, or one file with "
+                     '{"models": [{"model": ..., "num_parameters": ..., "losses": {domain: nats}}, ...]}')  # fmt: skip
+    law.add_argument("--num-parameters", type=int, required=True, help="true parameter count of the model to predict, "
+                     "e.g. 2701560320")  # fmt: skip
+
+    for command in (measure, law):
+        command.add_argument("--out", metavar="F", help="write the JSON here instead of to stdout")
+    return parser.parse_args(argv)
+
+
+@cli
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line; the result goes to stdout or to ``--out``."""
+    args = _parse(argv)
+    result: dict[str, Any]
+    if args.command == "eval":
+        from llmshearing.reference_loss.evaluate import evaluate  # torch and transformers take seconds to import
+
+        result = evaluate(args.model, args.data, batch_size=args.batch_size, dtype=args.dtype)
+    else:
+        result = predict(read_losses(args.losses), num_parameters=args.num_parameters)
+    if args.out:
+        write_json(args.out, result)
+    else:
+        sys.stdout.write(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Per-domain loss of a Hugging Face causal LM on the eval split that ``data_prep/prepare.py`` wrote."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from llmshearing.data.tokens import TokenDecoder, check_columns
+from llmshearing.errors import InputError
+from llmshearing.fileio import read_json
+from llmshearing.reference_loss.fit import UNIT
+
+if TYPE_CHECKING:
+    from streaming.base.format.mds import MDSReader
+
+
+def find_domains(data: str | Path) -> dict[str, Path]:
+    """The MDS folder of each domain, by name, in ``data`` or, where there is one, in its ``eval`` folder.
+
+    Raises:
+        InputError: no domain is found.
+    """
+    root = Path(data)
+    root = root / "eval" if (root / "eval").is_dir() else root
+    domains = {index.parent.name: index.parent for index in sorted(root.glob("*/index.json"))}
+    if not domains:
+        raise InputError(
+            f"'{root}' holds no prepared domain (no <domain>/index.json). "
+            "Give the output folder of data_prep/prepare.py, or its eval folder."
+        )
+    return domains
+
+
+def open_shards(domain: str, folder: Path) -> list[MDSReader]:
+    """Readers of the MDS shards of one domain, in order.
+
+    Raises:
+        InputError: a shard is missing or compressed, or has no column of token ids.
+    """
+    from streaming.base.format.mds import MDSReader  # takes seconds to import
+
+    shards = [MDSReader.from_json(str(folder), None, shard) for shard in read_json(folder / "index.json")["shards"]]
+    for shard in shards:
+        if not (folder / shard.raw_data.basename).is_file():
+            raise InputError(f"'{folder / shard.raw_data.basename}' is missing. Prepare the data again, uncompressed.")
+    check_columns(shards, domain, seq_len=None, vocab_size=None)
+    return shards
+
+
+def batches(shards: list[MDSReader], decode: TokenDecoder, domain: str, batch_size: int) -> Iterator[torch.Tensor]:
+    """Yield every sequence of the shards once, as int64 (up to batch_size, sequence length)."""
+    samples = (shard[index] for shard in shards for index in range(shard.samples))
+    sequences = (
+        decode(sample, f"Eval sample {number} of domain '{domain}'")["input_ids"]
+        for number, sample in enumerate(samples)
+    )
+    while rows := list(itertools.islice(sequences, batch_size)):
+        yield torch.stack(rows)
+
+
+@torch.inference_mode()
+def sum_of_losses(model: PreTrainedModel, input_ids: torch.Tensor) -> tuple[float, int]:
+    """Summed next-token cross-entropy in nats over (batch, length) token ids, and how many tokens were predicted.
+
+    The cross-entropy is taken in float32 one sequence at a time: with a large vocabulary, float32 logits of a whole
+    batch would need more memory than the model.
+    """
+    logits = model(input_ids=input_ids, use_cache=False).logits
+    total = sum(
+        functional.cross_entropy(row[:-1].float(), ids[1:], reduction="sum").item()
+        for row, ids in zip(logits, input_ids, strict=True)
+    )
+    return total, input_ids[:, 1:].numel()
+
+
+def load_model(name: str, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """Load a causal LM from a folder or the hub, in eval mode.
+
+    Raises:
+        InputError: ``name`` cannot be loaded as one.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, torch_dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise InputError(f"Cannot load '{name}' as a Hugging Face causal language model: {error}") from error
+    return model.to(device).eval()
+
+
+def evaluate(model_name: str, data: str | Path, *, batch_size: int = 8, dtype: str | None = None) -> dict[str, Any]:
+    """Measure a model's loss per domain: the exact mean over all predicted tokens of the eval split.
+
+    Runs on the GPU if there is one; the model must fit on it.
+
+    Args:
+        model_name: Hugging Face folder or hub id.
+        data: folder that ``data_prep/prepare.py`` wrote, or its ``eval`` folder.
+        batch_size: sequences per forward pass.
+        dtype: of the model's weights and activations; bfloat16 on a GPU and float32 on a CPU unless given.
+
+    Returns:
+        The reference-loss JSON, with the number of predicted tokens per domain under ``tokens``.
+
+    Raises:
+        InputError: the model or the data cannot be read, they do not fit together, or a loss is not finite.
+    """
+    if batch_size < 1:
+        raise InputError(f"The batch size must be at least 1, not {batch_size}.")
+    domains = find_domains(data)
+    shards = {domain: open_shards(domain, folder) for domain, folder in domains.items()}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = dtype or ("bfloat16" if device.type == "cuda" else "float32")
+    model = load_model(model_name, dtype=getattr(torch, dtype), device=device)
+    sums, tokens = dict.fromkeys(domains, 0.0), dict.fromkeys(domains, 0)
+    num_sequences = sum(shard.samples for readers in shards.values() for shard in readers)
+    with tqdm(total=num_sequences, unit="seq", desc="eval") as progress:
+        for domain, readers in shards.items():
+            progress.set_description(f"eval {domain}")
+            decode = TokenDecoder(vocab_size=model.config.vocab_size)
+            for input_ids in batches(readers, decode, domain, batch_size):
+                _check_length(model, input_ids, domain)
+                batch_sum, batch_tokens = sum_of_losses(model, input_ids.to(device))
+                sums[domain] += batch_sum
+                tokens[domain] += batch_tokens
+                progress.update(len(input_ids))
+            if not tokens[domain] or not math.isfinite(sums[domain]):
+                raise InputError(
+                    f"The loss of '{model_name}' on domain '{domain}' is not finite ({sums[domain]} nats over "
+                    f"{tokens[domain]} tokens in {dtype}). Try --dtype float32, and check that the domain has data."
+                )
+    return {
+        "unit": UNIT,
+        "model": model_name,
+        "num_parameters": model.num_parameters(),
+        "losses": {domain: sums[domain] / tokens[domain] for domain in domains},
+        "tokens": tokens,
+        "data": str(data),
+        "dtype": dtype,
+    }
+
+
+def _check_length(model: PreTrainedModel, input_ids: torch.Tensor, domain: str) -> None:
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if longest is not None and input_ids.shape[1] > longest:
+        raise InputError(
+            f"Domain '{domain}' holds sequences of {input_ids.shape[1]} tokens, but the model takes at most {longest}. "
+            f"Prepare the data with --seq-len {longest}."
+        )

@@ -1,0 +1,139 @@
+"""What a run left on disk: its metrics by stage, what shearing kept, and the summary."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmshearing.errors import InputError
+from llmshearing.fileio import read_json
+
+
+@dataclass(frozen=True)
+class Series:
+    """One metric over a stage: ``values[i]`` (float64) after ``batches[i]`` (int64) batches, in ascending order."""
+
+    batches: np.ndarray
+    values: np.ndarray
+
+    @property
+    def last(self) -> float:
+        return float(self.values[-1])
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The metrics of one training run, by their logged names."""
+
+    name: str
+    series: dict[str, Series]
+
+    def group(self, prefix: str, suffix: str = "") -> dict[str, Series]:
+        """The series whose names have this beginning and end, by what stands between them."""
+        return {
+            name[len(prefix) : len(name) - len(suffix)]: series
+            for name, series in sorted(self.series.items())
+            if name.startswith(prefix) and name.endswith(suffix) and len(name) > len(prefix) + len(suffix)
+        }
+
+    def losses(self) -> dict[str, Series]:
+        """Evaluation loss by domain."""
+        evaluated = self.group("metrics/", "/LanguageCrossEntropy")
+        evaluated.pop("train", None)  # Composer's label for the training batches
+        # LLM Foundry labels the evaluator of a domain eval/<domain>.
+        by_domain = {label.removeprefix("eval/"): series for label, series in evaluated.items()}
+        return by_domain or self.group("data/loss/")
+
+    @property
+    def num_batches(self) -> int:
+        return max(int(series.batches[-1]) for series in self.series.values())
+
+    def not_finite(self) -> dict[str, tuple[int, int]]:
+        """By metric: how many of its values are NaN or infinite, and the batch of the first."""
+        found = {}
+        for name, series in self.series.items():
+            broken = np.flatnonzero(~np.isfinite(series.values))
+            if len(broken):
+                found[name] = (len(broken), int(series.batches[broken[0]]))
+        return found
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that a report shows; each distinct ``shearing.json`` stands with the folders that hold it."""
+
+    name: str
+    stages: list[Stage]
+    shearings: list[tuple[list[str], dict[str, Any]]]
+    summary: dict[str, Any]
+
+    def domains(self) -> list[str]:
+        """Every domain that appears anywhere, sorted, so that each keeps its colour throughout the report."""
+        found: set[str] = set()
+        for stage in self.stages:
+            found |= stage.losses().keys() | stage.group("data/proportion/").keys()
+        for losses in self.summary.get("eval_loss", {}).values():
+            found |= losses.keys() - {"mean"}
+        return sorted(found)
+
+
+def read_metrics(path: Path) -> dict[str, Series]:
+    """Read a ``metrics.jsonl``; lines of the same batch are merged, the later one wins.
+
+    Raises:
+        InputError: a line is not a metrics record.
+    """
+    values: dict[str, dict[int, float]] = defaultdict(dict)
+    # A last line without its end is still being written, or was when the run was killed.
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line[-1] == "\n"]
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            batch = int(record.pop("batch"))
+            for key, value in record.items():
+                values[key][batch] = float(value)  # also reads the strings "nan", "inf" and "-inf"
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"Line {number} of '{path}' is not a record of a metrics log ({error!r}).") from error
+    return {
+        key: Series(np.array(sorted(by_batch)), np.array([by_batch[batch] for batch in sorted(by_batch)]))
+        for key, by_batch in values.items()
+    }
+
+
+def collect(folder: str | Path) -> Run:
+    """Read a run's folder.
+
+    ``metrics.jsonl`` is looked for in the folder and in its ``stages/*/``, ``shearing.json`` anywhere below, and
+    ``summary.json`` in the folder.
+
+    Raises:
+        InputError: no metrics are found, or a file cannot be read.
+    """
+    root = Path(folder)
+    name = root.resolve().name
+    stages = []
+    for path in [root / "metrics.jsonl", *sorted(root.glob("stages/*/metrics.jsonl"))]:
+        if path.is_file() and (series := read_metrics(path)):
+            stages.append(Stage(name if path.parent == root else path.parent.name, series))
+    if not stages:
+        raise InputError(
+            f"'{root}' holds no metrics (neither metrics.jsonl nor stages/*/metrics.jsonl). "
+            "Give the run folder of llmshearing.train, or of `make demo`."
+        )
+    stages.sort(key=lambda stage: stage.series["time"].values[0] if "time" in stage.series else 0.0)
+    shearings: list[tuple[list[str], dict[str, Any]]] = []
+    for path in sorted(root.rglob("shearing.json")):
+        shearing, place = read_json(path), str(path.parent.relative_to(root))
+        for folders, known in shearings:
+            if known == shearing:  # continued pre-training hands the file on
+                folders.append(place)
+                break
+        else:
+            shearings.append(([place], shearing))
+    summary = read_json(root / "summary.json") if (root / "summary.json").is_file() else {}
+    return Run(name, stages, shearings, summary)

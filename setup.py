@@ -1,0 +1,42 @@
+"""Packaging of llmshearing; tools are configured in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+version = re.search(r'^__version__ = "(.+)"$', (ROOT / "llmshearing/__init__.py").read_text(), re.MULTILINE)[1]
+
+setup(
+    name="llmshearing",
+    version=version,
+    description="Turn a large LLaMA-family model into a strong small one: targeted structured pruning and dynamic "
+    "batch loading for MosaicML Composer, after Sheared LLaMA",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.13",
+    packages=find_packages(include=["llmshearing*", "data_prep*"]),
+    package_data={"llmshearing": ["pruning/README.md", "pruning/metadata.json", "py.typed"]},
+    install_requires=[
+        "mosaicml>=0.32,<0.34",
+        "mosaicml-streaming>=0.12,<1",
+        "torch>=2.7,<2.8",
+        "transformers>=4.51,<4.54",
+        "omegaconf>=2.3,<3",
+        "sentencepiece>=0.2,<0.3",
+        "protobuf>=5",
+        "safetensors>=0.4",
+        "matplotlib>=3.8",
+        "tqdm>=4.66",
+        "numpy>=1.26,<2.3",
+        "pyarrow>=14",
+        "zstandard>=0.22",
+    ],
+    extras_require={
+        "flash": ["flash-attn>=2.7,<3"],
+        "foundry": ["llm-foundry>=0.22,<0.23"],
+        "dev": ["pytest>=8", "ruff>=0.14", "mypy>=1.18", "hypothesis>=6", "types-PyYAML", "setuptools>=77", "wheel"],
+    },
+)

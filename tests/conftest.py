@@ -1,0 +1,25 @@
+"""Fixtures that several test modules use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def flush_denormals() -> None:
+    """Denormal numbers make small CPU training runs an order of magnitude slower."""
+    torch.set_flush_denormal(True)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data and golden numbers beside the repository; tests that need it skip without it."""
+    folder = REPOSITORY.parent / "shared"
+    if not (folder / "golden").is_dir():
+        pytest.skip(f"no folder of golden numbers beside the repository ({folder.name}/golden)")
+    return folder
