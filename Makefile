@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 UV_VERSION := 0.13.9
 
+# Waiting threads of torch's pool sleep instead of spinning: on a shared machine steps are up to three times faster.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .PHONY: help install demo test test-dist bench lint format lock clean
 
 help:

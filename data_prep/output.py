@@ -18,6 +18,8 @@ from llmshearing.errors import InputError
 from llmshearing.fileio import read_json, write_json, write_text
 
 SPLITS = ("train", "eval")
+#: The settings that tokenized files depend on.
+TOKENIZING = ("format", "tokenizer", "token_type", "text_key")
 
 
 def complete_manifest(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
@@ -38,8 +40,11 @@ def complete_manifest(out: Path, settings: dict[str, Any]) -> dict[str, Any] | N
 def work_folder(out: Path, settings: dict[str, Any]) -> Iterator[Path]:
     """Begin or continue ``out/.partial``; the claim on it ends with the process, however that ends.
 
+    Tokenized files stay valid when only the packing changes, so an unfinished run may go on with, say, fewer eval
+    sequences: what it had packed is packed anew.
+
     Raises:
-        InputError: another process holds it, it was begun with other settings, or ``out`` holds other data.
+        InputError: another process holds it, its files were tokenized in another way, or ``out`` holds other data.
     """
     work = out / ".partial"
     try:
@@ -53,11 +58,21 @@ def work_folder(out: Path, settings: dict[str, Any]) -> Iterator[Path]:
         except BlockingIOError as error:
             raise InputError(f"Another run is preparing '{out}'. Wait for it, or choose another OUT.") from error
         if (work / "settings.json").exists():
-            _check_same(settings, read_json(work / "settings.json"), out)
+            earlier = read_json(work / "settings.json")
+            _check_same({key: settings[key] for key in TOKENIZING}, earlier, out)
+            if earlier != settings:
+                discard_packed(work)
         elif any((out / split).exists() for split in SPLITS):
             raise InputError(f"'{out}' holds data of something else: it has no manifest.json. Choose another OUT.")
         write_json(work / "settings.json", settings)
         yield work
+
+
+def discard_packed(work: Path) -> None:
+    """Undo what was packed, at once: half of it must not be taken for finished."""
+    if (work / "packed").exists():
+        shutil.rmtree(work / "stale", ignore_errors=True)
+        os.replace(work / "packed", work / "stale")
 
 
 def publish(out: Path, work: Path, *, bad_lines: Iterable[Path], manifest: dict[str, Any]) -> None:
@@ -67,7 +82,9 @@ def publish(out: Path, work: Path, *, bad_lines: Iterable[Path], manifest: dict[
     """
     for split in SPLITS:
         if (work / "packed" / split).exists():
+            shutil.rmtree(out / split, ignore_errors=True)  # moved there by a run that went on with another packing
             os.replace(work / "packed" / split, out / split)
+    (out / "bad_lines.jsonl").unlink(missing_ok=True)
     lines = "".join(path.read_text(encoding="utf-8") for path in bad_lines if path.exists())
     if lines:
         write_text(out / "bad_lines.jsonl", lines)

@@ -8,6 +8,7 @@ sequence in ``train`` and what the last held-out document has too much in ``eval
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -22,6 +23,11 @@ from data_prep.readers import SourceFile
 from data_prep.tokenize_file import read_tokens
 from llmshearing.errors import InputError
 from llmshearing.fileio import read_json, write_json
+
+log = logging.getLogger(__name__)
+
+#: Above this share of a domain's tokens, what is kept from training is worth a warning.
+LARGE_EVAL_SHARE = 0.2
 
 
 @dataclass(frozen=True)
@@ -179,6 +185,14 @@ def pack_domain(
         "duplicates_of_eval": duplicates,
         **{name: asdict(split) for name, split in splits.items()},
     }
+    kept_back = 1 - splits["train"].tokens / counts["tokens"]
+    if kept_back > LARGE_EVAL_SHARE:
+        log.warning(
+            "Domain '%s': %.0f%% of its tokens are held out, since a document is held out whole. If that is too much, "
+            "split its documents or lower --eval-sequences.",
+            domain,
+            100 * kept_back,
+        )
     os.sync()  # the shards, before the record that declares them finished
     write_json(finished, counts)
     return counts

@@ -24,7 +24,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data_prep.holdout import hold_out
-from data_prep.output import complete_manifest, publish, work_folder
+from data_prep.output import complete_manifest, discard_packed, publish, work_folder
 from data_prep.pack import PackSettings, pack_domain
 from data_prep.readers import SourceFile, check_beginning, find_domains
 from data_prep.tokenize_file import TokenizedFile, finished_part, part_path
@@ -105,8 +105,8 @@ def prepare(
         num_tokens = sum(part.tokens for members in parts.values() for part in members)
         counts = _pack(domains, num_tokens, work=work, settings=packing)
         manifest = {**settings, "domains": {name: {"bad_lines": bad_lines[name], **counts[name]} for name in domains}}
-        reports = (part_path(work, file, ".bad.jsonl") for files in domains.values() for file in files)
-        publish(out, work, bad_lines=reports, manifest=manifest)
+        bad_line_files = (part_path(work, file, ".bad.jsonl") for files in domains.values() for file in files)
+        publish(out, work, bad_lines=bad_line_files, manifest=manifest)
     return manifest
 
 
@@ -128,6 +128,8 @@ def _tokenize(
     missing = [file for file in files if finished_part(work, file) is None]
     if len(missing) < len(files):
         log.info("%d of %d files were tokenized by an earlier run.", len(files) - len(missing), len(files))
+    if missing:
+        discard_packed(work)
     missing.sort(key=lambda file: -sizes[file])  # a large file begun last would leave the other workers idle
     updates = tokenize_files(
         missing, encoder, num_workers=num_workers, work=work, token_type=token_type, text_key=text_key
@@ -190,12 +192,12 @@ def _pack(domains: Domains, num_tokens: int, *, work: Path, settings: PackSettin
 
 
 def _table(manifest: dict[str, Any]) -> str:
-    lines = [f"{'domain':<16}{'documents':>12}{'tokens':>16}{'bad lines':>11}{'train seq.':>12}{'eval seq.':>11}"]
+    columns = ("documents", "tokens", "bad lines", "train seq.", "eval seq.", "dropped tokens")
+    lines = [f"{'domain':<16}" + "".join(f"{column:>16}" for column in columns)]
     for name, domain in manifest["domains"].items():
-        lines.append(
-            f"{name:<16}{domain['documents']:>12,}{domain['tokens']:>16,}{domain['bad_lines']:>11,}"
-            f"{domain['train']['sequences']:>12,}{domain['eval']['sequences']:>11,}"
-        )
+        train, evaluation = domain["train"]["sequences"], domain["eval"]["sequences"]
+        counts = (domain["documents"], domain["tokens"], domain["bad_lines"], train, evaluation)
+        lines.append(f"{name:<16}" + "".join(f"{count:>16,}" for count in (*counts, domain["dropped_tail_tokens"])))
     return "\n".join(lines)
 
 

@@ -71,12 +71,14 @@ def find_domains(corpus: Path) -> dict[str, tuple[SourceFile, ...]]:
     """The readable files of every domain of ``corpus``, both in order of their names; hidden files are left out.
 
     Raises:
-        InputError: there is no such folder, no domain in it, a domain without a readable file, or a readable file
-            outside any domain.
+        InputError: there is no such folder, no domain in it, a domain without a readable file, or a .jsonl or .parquet
+            file outside any domain.
     """
     if not corpus.is_dir():
         raise InputError(f"There is no folder '{corpus}'. Give a folder with one folder of documents per domain.")
-    stray = sorted(path.name for path in corpus.iterdir() if path.is_file() and file_format(path))
+    # A README.txt or a provenance.json may lie beside the domains, but not these.
+    documents = (".jsonl", ".parquet")
+    stray = sorted(path.name for path in corpus.iterdir() if path.is_file() and file_format(path) in documents)
     if stray:
         raise InputError(f"'{corpus / stray[0]}' belongs to no domain. Move it into a folder: {corpus}/<domain>/.")
     domains = {}

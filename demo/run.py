@@ -59,7 +59,9 @@ def stages(*, num_processes: int) -> list[Stage]:
             [[*prepare, "--eval-sequences", "32", "--workers", "2"]],
             [RUN / "data"],
         ),
-        training("source", "pre-train the source model, and take reference losses from it", convert_by="export", to="source"),
+        training(
+            "source", "pre-train the source model, and take reference losses from it", convert_by="export", to="source"
+        ),
         training("prune", "prune it to half of every dimension, and shear it", convert_by="shear", to="sheared"),
         training("continue", "train the sheared model further", convert_by="export", to="final"),
         training("control", "train the same shape from random weights", convert_by="export", to="control"),

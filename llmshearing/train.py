@@ -1,4 +1,4 @@
-"""Prune or continue pre-training from a recipe: ``composer [-n N] -m llmshearing.train RECIPE.yaml [key=value ...]``."""
+"""Prune or continue pre-training: ``composer [-n N] -m llmshearing.train RECIPE.yaml [key=value ...]``."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class Checkpoint:
         Raises:
             InputError: the file ends early, or values are not finite.
         """
-        offset = placeholder.untyped_storage()._checkpoint_offset  # type: ignore[attr-defined]
+        offset = placeholder.untyped_storage()._checkpoint_offset
         if offset is None or not placeholder.is_contiguous():
             raise InputError(f"'{self.path}' stores a tensor in a layout that conversion does not read.")
         size = placeholder.element_size()

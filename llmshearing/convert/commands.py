@@ -58,7 +58,7 @@ def shear(
 
     def entry(name: str, tensor: Tensor) -> Entry | None:
         placement = shears.place(name, tensor.shape)
-        return placement and _entry(checkpoint, placement, tensor, dtype)
+        return None if placement is None else _entry(checkpoint, placement, tensor, dtype)
 
     config, tokenizer = checkpoint.huggingface()
     names = [name for name in checkpoint.tensors if not (source.tie_word_embeddings and name == "lm_head.weight")]
@@ -116,7 +116,8 @@ def _check_complete(entries: list[Entry], target: ModelShape, path: str | Path) 
     found = sum(torch.Size(entry.shape).numel() for entry in entries)
     if found != target.num_parameters():
         raise InputError(
-            f"'{path}' gives {found} parameters for a target of {target.num_parameters()}: tensors are missing or foreign."
+            f"'{path}' gives {found} parameters for a target of {target.num_parameters()}: "
+            "tensors are missing or foreign."
         )
 
 

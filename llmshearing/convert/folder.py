@@ -23,7 +23,7 @@ assert _ARCHITECTURES.keys() == FAMILIES.keys()
 
 
 def sheared_config(config: Mapping[str, Any], target: ModelShape, kept_layers: list[int]) -> dict[str, Any]:
-    """The source's config with the target's sizes; ``head_dim`` is written out, since hidden / heads may not give it."""
+    """The source's config with the target's sizes; with ``head_dim``, which hidden / heads may not give."""
     names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     sheared = {**config, **{name: getattr(target, name) for name in (*names, "head_dim")}}
     if sheared.get("layer_types"):  # attention kind of each layer, where the family has several
@@ -70,4 +70,6 @@ def write_tokenizer(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> Non
         elif extension == ".model":
             path.write_bytes(content)
         else:
-            raise InputError(f"The checkpoint's tokenizer has a file '{name}' of a kind that is not written ({extension}).")
+            raise InputError(
+                f"The checkpoint's tokenizer has a file '{name}' of a kind that is not written ({extension})."
+            )

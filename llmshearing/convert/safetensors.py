@@ -72,5 +72,5 @@ def _write_shard(path: Path, entries: Sequence[Entry]) -> None:
         file.write(encoded)
         for entry in entries:
             tensor = entry.make()
-            assert tuple(tensor.shape) == entry.shape and tensor.dtype == entry.dtype, entry.name
+            assert (tuple(tensor.shape), tensor.dtype) == (entry.shape, entry.dtype), entry.name
             file.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)

@@ -99,6 +99,14 @@ class DynamicStreamingDataset(ShardedDataset):
         predownload = 8 * batch_size if predownload is None else predownload
         shares = distribution(list(proportions.values()))
         locals_, remotes = self._folders(local), self._folders(remote)
+        for domain in start or {}:
+            if domain not in self.domains:
+                raise unknown_name("domain in start", domain, self.domains)
+        if min(update_interval, batch_size, shuffle_block_size) < 1:
+            raise InputError(
+                "update_interval, batch_size and shuffle_block_size must be at least 1, not "
+                f"{update_interval}, {batch_size} and {shuffle_block_size}."
+            )
         if on_exhausted not in ("repeat", "stop"):
             raise unknown_name("on_exhausted", on_exhausted, ("repeat", "stop"))
         super().__init__(
@@ -277,7 +285,7 @@ class DynamicStreamingDataset(ShardedDataset):
 
     def _sample_ids(self, plan: RoundPlan, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """The samples at ``places`` of a round, (n,)."""
-        domains, positions = plan.layout(places)
+        domains, positions = (part[places] for part in plan.layout)
         ids = np.empty_like(positions)
         for index in np.unique(domains).tolist():
             chosen = domains == index

@@ -68,23 +68,23 @@ class RoundPlan:
             return self.following(rounds=rounds) if rounds else self
         return None
 
-    def layout(self, places: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Which sample stands at ``places`` of the round.
+    @cached_property
+    def layout(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The domain at each place of the round, (size,), and the place in that domain's endless stream, (size,).
 
-        Args:
-            places: offsets from the beginning of the round, (n,); a global batch is a contiguous run of them.
-
-        Returns:
-            The domain of each, (n,), and its place in that domain's endless stream, (n,).
+        A global batch is a contiguous run of places. Which domain stands where is shuffled; each domain's samples come
+        in the order of its stream, so that those used at any moment are the stream's first ones, and nothing is skipped
+        or repeated if a run ends within a round.
         """
-        drawn = permute(places, self.size, derive_key(self.seed, "round", self.number))
-        bounds = np.concatenate([[0], np.cumsum(self.counts)])
-        domains = np.searchsorted(bounds, drawn, side="right") - 1
-        return domains, np.asarray(self.used, np.int64)[domains] + drawn - bounds[domains]
+        drawn = permute(np.arange(self.size), self.size, derive_key(self.seed, "round", self.number))
+        ends = np.cumsum(self.counts)
+        domains = np.searchsorted(ends, drawn, side="right")
+        positions = np.empty_like(domains)
+        firsts = np.asarray(self.used, np.int64) - (ends - self.counts)
+        positions[np.argsort(domains, kind="stable")] = np.arange(self.size) + np.repeat(firsts, self.counts)
+        return domains, positions
 
     def used_at(self, sample: int) -> NDArray[np.int64]:
         """Samples of each domain used when the run had trained on ``sample`` samples, (domains,)."""
-        if sample == self.end:
-            return np.asarray(self.used, np.int64) + self.counts
-        domains, _ = self.layout(np.arange(sample - self.begin))
-        return np.asarray(self.used, np.int64) + np.bincount(domains, minlength=len(self.used))
+        domains, _ = self.layout
+        return np.asarray(self.used, np.int64) + np.bincount(domains[: sample - self.begin], minlength=len(self.used))

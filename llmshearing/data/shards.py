@@ -2,15 +2,18 @@
 
 Found in streaming 0.13 and put right here: opening lists the shard of every sample; two runs that open data on one host
 in the same moment take the same shared memory; a failed download leaves the shard marked as under way, so that whoever
-needs it next waits for ever; a shard that fails its hash stays in the cache, where it is not checked again.
+needs it next waits for ever; a shard that fails its hash stays in the cache, where it is not checked again; shared
+memory is kept until the process ends.
 """
 
 from __future__ import annotations
 
+import atexit
 import logging
 import multiprocessing
 import os
 import time
+import weakref
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +26,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from streaming import Stream, StreamingDataset
 from streaming.base import distributed as dist
+from streaming.base.shared import SharedMemory
 
 from llmshearing.errors import InputError
 
@@ -78,6 +82,9 @@ class ShardedDataset(StreamingDataset):
                 super().__init__(streams=streams, cache_limit=cache_limit, **settings)
         except (ValueError, FileNotFoundError) as error:
             raise InputError(f"The data cannot be opened: {error}") from error
+        arrays = (self._next_epoch.arr, self._cache_usage.arr, self._shard_states, self._shard_access_times)
+        memories = [self._locals_shm, self._shared_barrier._arr.shm, *(array.shm for array in arrays)]
+        weakref.finalize(self, _release, memories, os.getpid())
 
     def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
         """Make sure that a shard is in the local folder.
@@ -138,6 +145,14 @@ class ShardedDataset(StreamingDataset):
     def _describe(self, shard_id: int) -> str:
         shard = self.shards[shard_id]
         return f"Shard '{os.path.join(shard.dirname, shard.split, shard.file_pairs[0][0].basename)}'"
+
+
+def _release(memories: Sequence[SharedMemory], owner: int) -> None:
+    """Give back shared memory when its dataset is gone; streaming itself keeps it until the process ends."""
+    if os.getpid() == owner:  # a forked worker's copy of the dataset goes first
+        for memory in memories:
+            atexit.unregister(memory.cleanup)
+            memory.cleanup()
 
 
 def is_remote(stream: Stream) -> bool:

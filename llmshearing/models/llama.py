@@ -5,13 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
 from composer.metrics import LanguageCrossEntropy
 from composer.models import HuggingFaceModel
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
 from llmshearing.errors import InputError, unknown_name
 from llmshearing.shape import FAMILIES, ModelShape
@@ -42,7 +47,9 @@ class ComposerLlama(HuggingFaceModel):
         attn_implementation: str = "sdpa",
     ) -> None:
         if (pretrained is None) == (config is None):
-            raise InputError("Give the model either `pretrained` (a Hugging Face folder or hub id) or `config`, not both.")
+            raise InputError(
+                "Give the model either `pretrained` (a Hugging Face folder or hub id) or `config`, not both."
+            )
         if pretrained is not None:
             model = load_pretrained(pretrained, attn_implementation=attn_implementation)
         else:
@@ -57,7 +64,7 @@ class ComposerLlama(HuggingFaceModel):
                 f"The tokenizer has {len(tokenizer)} tokens but the model's vocab_size is {shape.vocab_size}. "
                 "Use the model's own tokenizer."
             )
-        super().__init__(model, tokenizer=tokenizer, use_logits=True, eval_metrics=[LanguageCrossEntropy()])
+        super().__init__(model, tokenizer=cast(Any, tokenizer), use_logits=True, eval_metrics=[LanguageCrossEntropy()])
 
 
 def load_pretrained(path: str, *, attn_implementation: str = "sdpa") -> transformers.PreTrainedModel:
@@ -75,7 +82,9 @@ def load_pretrained(path: str, *, attn_implementation: str = "sdpa") -> transfor
         raise InputError(f"The weights in '{path}' cannot be loaded: {error}") from error
     for problem, keys in (("lack", info["missing_keys"]), ("do not fit", info["mismatched_keys"])):
         if keys:
-            raise InputError(f"The weights in '{path}' {problem} {len(keys)} parameters of its config: {sorted(keys)[:5]}.")
+            raise InputError(
+                f"The weights in '{path}' {problem} {len(keys)} parameters of its config: {sorted(keys)[:5]}."
+            )
     if info["unexpected_keys"]:
         raise InputError(
             f"The weights in '{path}' hold {len(info['unexpected_keys'])} tensors that its config has no place for: "
@@ -102,7 +111,9 @@ def _read_config(path: str) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise InputError(f"'{path}' is neither a Hugging Face model folder nor a hub id that can be reached: {error}") from error
+        raise InputError(
+            f"'{path}' is neither a Hugging Face model folder nor a hub id that can be reached: {error}"
+        ) from error
 
 
 def _make_config(config: Mapping[str, Any] | str) -> PretrainedConfig:
@@ -115,7 +126,7 @@ def _make_config(config: Mapping[str, Any] | str) -> PretrainedConfig:
     if model_type not in FAMILIES:
         raise unknown_name("model_type", model_type, FAMILIES)
     made = AutoConfig.for_model(model_type)
-    for name, value in values.items():
+    for name in values:
         if not hasattr(made, name) and name != "head_dim":
             raise unknown_name("model config key", name, [key for key in vars(made) if not key.startswith("_")])
     # Built again from all values at once: a config derives some (head_dim, KV heads) from others.

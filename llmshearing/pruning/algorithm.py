@@ -109,7 +109,8 @@ class TargetedPruning(Algorithm):
     def _build(self, state: State) -> None:
         if not isinstance(state.model, HuggingFaceModel):
             raise InputError(
-                f"TargetedPruning needs a composer.models.HuggingFaceModel or ComposerLlama, got {type(state.model).__name__}."
+                "TargetedPruning needs a composer.models.HuggingFaceModel or ComposerLlama, "
+                f"got {type(state.model).__name__}."
             )
         if state.precision == Precision.AMP_FP16:
             raise InputError(
@@ -151,7 +152,9 @@ class TargetedPruning(Algorithm):
         duration = state.max_duration
         if warmup.unit == TimeUnit.DURATION and duration is not None and duration.unit == TimeUnit.BATCH:
             return round(warmup.value * duration.value)
-        raise InputError(f"warmup is '{self.warmup}'; give it in batches ('640ba'), or as a share of a max_duration in batches.")
+        raise InputError(
+            f"warmup is '{self.warmup}'; give it in batches ('640ba'), or as a share of a max_duration in batches."
+        )
 
     def _draw(self, state: State) -> None:
         self._drawn = self.masks.draw(int(state.timestamp.batch))
@@ -168,7 +171,9 @@ class TargetedPruning(Algorithm):
         _average_over_ranks(self.masks.log_alpha)
         lagrangian = self.masks.step(step, lr_factor=self._lr_factor)
         values = {"lagrangian": lagrangian, **self.masks.statistics(step)}
-        numbers = torch.stack([torch.as_tensor(value, dtype=torch.float32, device=lagrangian.device) for value in values.values()])
+        numbers = torch.stack(
+            [torch.as_tensor(value, dtype=torch.float32, device=lagrangian.device) for value in values.values()]
+        )
         metrics = dict(zip(values, numbers.tolist(), strict=True))  # one transfer for all
         if broken := [name for name, value in metrics.items() if value != value]:
             raise RuntimeError(
@@ -206,7 +211,9 @@ class TargetedPruning(Algorithm):
         for role, shape in (("source", self.source_shape), ("target", self.target_shape)):
             saved = ModelShape.from_dict(state[role])
             if saved != shape:
-                raise InputError(f"The checkpoint's {role} shape is {saved}, this run's is {shape}. Use the same target.")
+                raise InputError(
+                    f"The checkpoint's {role} shape is {saved}, this run's is {shape}. Use the same target."
+                )
         if state["compat"] != self.compat:
             raise InputError(f"The checkpoint was made with compat={state['compat']}, this run has {self.compat}.")
         self.masks.load_state_dict(state["masks"])

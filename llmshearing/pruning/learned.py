@@ -54,8 +54,12 @@ class LearnedMasks:
             name: Multipliers.zeros(group, compat=compat, device=device) for name, group in self.groups.items()
         }
         ascending = [tensor for pair in self.multipliers.values() for tensor in (pair.lam, pair.phi)]
+        param_groups: list[dict[str, Any]] = [
+            {"params": list(self.log_alpha.values())},
+            {"params": ascending, "maximize": True},
+        ]
         self.optimizer = torch.optim.AdamW(
-            [{"params": list(self.log_alpha.values())}, {"params": ascending, "maximize": True}],
+            param_groups,
             lr=lr,
             betas=betas,
             weight_decay=0.0,

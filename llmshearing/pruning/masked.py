@@ -20,7 +20,7 @@ from llmshearing.pruning.target import UnitGroup
 from llmshearing.shape import ModelShape
 
 
-class _FoldedLinear(torch.autograd.Function):
+class FoldedLinear(torch.autograd.Function):
     """``x @ fold(weight, rows, columns).T`` that keeps no folded weight for the backward pass.
 
     Kept folded weights would outlive FSDP's resharding: one unsharded copy of o_proj and down_proj for every layer.
@@ -61,7 +61,7 @@ class MaskedLinear(nn.Linear):
         if torch.is_autocast_enabled(input.device.type):
             input = input.to(torch.get_autocast_dtype(input.device.type))
         with torch.autocast(input.device.type, enabled=False):
-            output = _FoldedLinear.apply(input, self.weight, self.rows, self.columns)
+            output = FoldedLinear.apply(input, self.weight, self.rows, self.columns)
             if self.bias is not None:
                 output = output + fold(self.bias, self.rows, None).to(output.dtype)
         return output

@@ -120,8 +120,8 @@ class Shears:
         for axis, units in enumerate((rule.rows, rule.columns)[: len(shape)]):
             if units is not None and shape[axis] != self._sizes[units]:
                 raise InputError(
-                    f"Tensor '{key}' has shape {tuple(shape)}, but axis {axis} should have {self._sizes[units]} entries: "
-                    "the weights are not of the source shape."
+                    f"Tensor '{key}' has shape {tuple(shape)}, but axis {axis} should have {self._sizes[units]} "
+                    "entries: the weights are not of the source shape."
                 )
         name = key
         if layer is not None:
@@ -131,7 +131,9 @@ class Shears:
         rows, columns = self._indices(rule.rows, layer), self._indices(rule.columns, layer)
         return Placement(
             name=name,
-            shape=tuple(size if index is None else len(index) for size, index in zip(shape, (rows, columns), strict=False)),
+            shape=tuple(
+                size if index is None else len(index) for size, index in zip(shape, (rows, columns), strict=False)
+            ),
             rows=rows,
             columns=columns,
             scale_rows=self._scale(rule.scale_rows, layer, rows),

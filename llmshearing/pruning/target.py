@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from llmshearing.errors import InputError, unknown_name
 from llmshearing.shape import ModelShape
@@ -61,7 +62,7 @@ def resolve_target(source: ModelShape, target: Mapping[str, int]) -> ModelShape:
     """
     if not target:
         raise InputError(f"The target names no dimension to prune. Give at least one of {', '.join(DIMENSIONS)}.")
-    wanted = dict(target)
+    wanted: dict[str, Any] = dict(target)
     for name, size in wanted.items():
         if name not in DIMENSIONS:
             raise unknown_name("target dimension", name, DIMENSIONS)
@@ -98,6 +99,8 @@ def unit_groups(source: ModelShape, target: ModelShape) -> list[UnitGroup]:
         UnitGroup(HIDDEN, (source.hidden_size,), target.hidden_size),
         UnitGroup(INTERMEDIATE, (layers, source.intermediate_size), target.intermediate_size),
         UnitGroup(KV_HEADS, (layers, groups), target.num_key_value_heads),
-        UnitGroup(HEADS, (layers, groups, source.queries_per_group), target.queries_per_group, target.num_key_value_heads),
+        UnitGroup(
+            HEADS, (layers, groups, source.queries_per_group), target.queries_per_group, target.num_key_value_heads
+        ),
     ]
     return [group for group in all_groups if group.num_kept < group.num_units]

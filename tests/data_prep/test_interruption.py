@@ -130,13 +130,14 @@ def tokenized(tmp_path_factory: pytest.TempPathFactory, corpus: Path, tokenizer:
 
 
 # os.replace: settings, counts of 2 domains, train, eval, bad lines, manifest.
-# shutil.rmtree: 2 splits of 2 domains, the work folder.
+# shutil.rmtree: 2 splits of 2 domains, then 2 splits in place, then the work folder.
 PLACES = [
     (SplitWriter, "add", 700),
     (SplitWriter, "finish", 1),
     (SplitWriter, "finish", 4),
     *((os, "replace", at) for at in range(1, 8)),
-    (shutil, "rmtree", 5),
+    (shutil, "rmtree", 6),
+    (shutil, "rmtree", 7),
 ]
 
 
@@ -160,13 +161,31 @@ def test_every_step_after_the_first_pass_can_be_interrupted(
     assert content(out) == uninterrupted
 
 
+def test_an_unfinished_run_may_go_on_with_another_packing(
+    corpus: Path, tokenized: Path, tokenizer: Tokenizer, uninterrupted: dict[str, bytes], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(tokenized, out)
+    unusable = replace(tokenizer, encoder=Unusable())
+    with pytest.raises(InputError, match="too small"):
+        prepare.prepare(corpus, out, tokenizer=unusable, seq_len=64, eval_sequences=10**6)
+    with stopped(os, "replace", at=5):  # packed for another length, half of it moved into place
+        prepare.prepare(corpus, out, tokenizer=unusable, seq_len=32, eval_sequences=3)
+    assert (out / "train").exists()
+    with pytest.raises(InputError, match="another 'text_key': None, now text"):
+        prepare.prepare(corpus, out, tokenizer=unusable, text_key="text", **OPTIONS)
+    prepare.prepare(corpus, out, tokenizer=unusable, **OPTIONS)
+    assert content(out) == uninterrupted
+
+
 def test_a_file_that_changed_since_is_tokenized_again(
     corpus: Path, tokenizer: Tokenizer, texts: list[str], tmp_path: Path, write_jsonl: WriteJsonl
 ) -> None:
     path = write_jsonl(tmp_path / "corpus" / "code" / "a.jsonl", texts[:300])
     out = tmp_path / "out"
-    with stopped(prepare, "hold_out", at=1):
+    with stopped(os, "replace", at=4):  # packed, and half of it moved into place
         prepare.prepare(tmp_path / "corpus", out, tokenizer=tokenizer, **OPTIONS)
+    assert (out / "train").exists()
     changed = path.read_text(encoding="utf-8").replace("self", "this")  # of the same size
     path.write_text(changed, encoding="utf-8")
     os.utime(path, ns=(0, 0))

@@ -187,11 +187,17 @@ def test_a_domain_that_is_too_small_is_named(
 
 
 def test_two_huge_documents_are_one_for_each_split(
-    tmp_path: Path, tokenizer: Tokenizer, texts: list[str], write_jsonl: WriteJsonl
+    tmp_path: Path,
+    tokenizer: Tokenizer,
+    texts: list[str],
+    write_jsonl: WriteJsonl,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     write_jsonl(tmp_path / "corpus" / "book" / "a.jsonl", ["\n".join(texts[:400]), "\n".join(texts[400:800])])
     book = run(tmp_path / "corpus", tmp_path / "out", tokenizer)["domains"]["book"]
     assert (book["train"]["documents"], book["eval"]["documents"]) == (1, 1)
+    share = 100 * book["eval"]["tokens"] / book["tokens"]
+    assert f"'book': {share:.0f}% of its tokens are held out" in caplog.text
     assert book["eval"]["dropped_tail_tokens"] == book["eval"]["tokens"] + 2 - EVAL_SEQUENCES * SEQ_LEN
 
 
@@ -219,7 +225,7 @@ def test_another_output_is_never_mixed_in(
 
 
 def test_two_runs_do_not_share_a_folder(corpus: Path, tmp_path: Path, tokenizer: Tokenizer) -> None:
-    settings = {"tokenizer": {"name": tokenizer.name}}
+    settings = {"format": 1, "tokenizer": {"name": tokenizer.name}, "token_type": "uint16", "text_key": None}
     with work_folder(tmp_path / "out", settings), pytest.raises(InputError, match="Another run"):
         run(corpus, tmp_path / "out", tokenizer)
 
@@ -252,7 +258,11 @@ def test_the_command_writes_a_table(
     arguments = ["--seq-len", "64", "--eval-sequences", "3", "--workers", "2", "--no-bos"]
     main([str(corpus), str(tmp_path / "out"), "--tokenizer", str(huggingface_folder), *arguments])
     table = capsys.readouterr().out
-    assert [line.split()[0] for line in table.splitlines()[1:]] == ["code", "copies", "other"]
+    assert [line.split()[:2] for line in table.splitlines()[1:]] == [
+        ["code", "650"],
+        ["copies", "300"],
+        ["other", "206"],
+    ]
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))
     assert (manifest["bos_id"], manifest["eos_id"]) == (None, 2)
 

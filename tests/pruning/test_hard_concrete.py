@@ -68,7 +68,9 @@ def test_extreme_parameters_stay_finite() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_golden_values_and_gradients_of_the_original(shared: Path, dtype: str) -> None:
     golden = json.loads((shared / "golden" / "hard_concrete.json").read_text())
-    expected = {name: torch.tensor(v, dtype=getattr(torch, dtype)) for name, v in golden[dtype].items() if "2x8" not in name}
+    expected = {
+        name: torch.tensor(v, dtype=getattr(torch, dtype)) for name, v in golden[dtype].items() if "2x8" not in name
+    }
     weights = torch.tensor(golden["grad_weights"], dtype=getattr(torch, dtype))
     log_alpha = torch.tensor(golden["z_loga"], dtype=getattr(torch, dtype), requires_grad=True)
 

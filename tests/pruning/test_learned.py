@@ -15,7 +15,9 @@ from llmshearing.pruning.target import HIDDEN, INTERMEDIATE, KV_HEADS, LAYERS, U
 from llmshearing.shape import ModelShape
 
 SOURCE = ModelShape(32, 48, 4, 4, 4, 8, 64)
-GROUPS = unit_groups(SOURCE, resolve_target(SOURCE, {HIDDEN: 16, LAYERS: 2, "num_attention_heads": 2, INTERMEDIATE: 24}))
+GROUPS = unit_groups(
+    SOURCE, resolve_target(SOURCE, {HIDDEN: 16, LAYERS: 2, "num_attention_heads": 2, INTERMEDIATE: 24})
+)
 NAMES = {"head": KV_HEADS, "intermediate": INTERMEDIATE, "layer": LAYERS, "hidden": HIDDEN}  # the original's
 
 
@@ -27,7 +29,13 @@ def make_masks(*, compat: str = "paper", warmup_steps: int = 50, lr: float = 1.0
 
 def test_target_goes_linearly_from_everything_to_the_target() -> None:
     group = UnitGroup(HIDDEN, (32,), 16)
-    assert [target_fraction(group, step, warmup_steps=100) for step in (0, 25, 50, 100, 1000)] == [1, 0.875, 0.75, 0.5, 0.5]
+    assert [target_fraction(group, step, warmup_steps=100) for step in (0, 25, 50, 100, 1000)] == [
+        1,
+        0.875,
+        0.75,
+        0.5,
+        0.5,
+    ]
     assert target_fraction(group, 0, warmup_steps=0) == 0.5
 
 
@@ -125,7 +133,9 @@ def test_golden_lagrangian_and_gradients_of_the_original(shared: Path, dtype: st
                 torch.testing.assert_close(log_alpha[name].grad, expected, atol=1e-6, rtol=0)
                 for number, tensor in ((1, multipliers[name].lam), (2, multipliers[name].phi)):
                     assert tensor.grad is not None
-                    assert tensor.grad.item() == pytest.approx(step["grad_lambdas"][f"lambda_{number}_{name}"], abs=1e-6)
+                    assert tensor.grad.item() == pytest.approx(
+                        step["grad_lambdas"][f"lambda_{number}_{name}"], abs=1e-6
+                    )
 
 
 def test_golden_trajectory_of_the_original_over_200_steps(shared: Path) -> None:

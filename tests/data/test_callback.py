@@ -1,0 +1,275 @@
+"""Dynamic batch loading in a real Composer trainer."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from composer import Callback, State, Trainer
+from composer.core import Evaluator, Time
+from composer.loggers import InMemoryLogger, Logger
+
+from llmshearing.data.callback import DynamicBatchLoading
+from llmshearing.data.evaluation import build_evaluators
+from llmshearing.data.proportions import apportion, effective_domains, update_proportions
+from llmshearing.errors import InputError
+from tests.data.training import GLOBAL_BATCH, PROPORTIONS, REFERENCES, ROUND, Recorder, make_trainer, tiny_model
+
+Make = Callable[..., tuple[Trainer, Recorder]]
+
+
+@pytest.fixture
+def eval_data(make_data: Callable[..., Path]) -> Path:
+    return make_data(code=5, web=3, books=4)
+
+
+@pytest.fixture
+def make(data: Path, eval_data: Path) -> Iterator[Make]:
+    trainers = []
+
+    def build(**settings: Any) -> tuple[Trainer, Recorder]:
+        recorder = Recorder()
+        trainers.append(make_trainer(data, eval_data, recorder, **settings))
+        return trainers[-1], recorder
+
+    yield build
+    for trainer in trainers:
+        trainer.close()
+
+
+def logged(logger: InMemoryLogger, key: str) -> dict[int, float]:
+    """Values of a metric by batch."""
+    return {int(timestamp.batch): float(value) for timestamp, value in logger.data[key]}
+
+
+def test_updates_follow_algorithm_1_on_the_logged_losses(make: Make) -> None:
+    log = InMemoryLogger()
+    trainer, recorder = make(loggers=[log], duration="14ba", loader={"num_workers": 2})
+    trainer.fit()
+    proportions = list(PROPORTIONS.values())
+    domains = list(PROPORTIONS)
+    for number, batch in enumerate((4, 8, 12)):
+        rows = [row for rows in recorder.batches[batch - ROUND : batch] for row in rows]
+        counts = Counter(domain for domain, _ in rows)
+        assert [counts[i] for i in range(3)] == apportion(ROUND * GLOBAL_BATCH, proportions).tolist()
+        losses = [logged(log, f"metrics/{domain}/LanguageCrossEntropy")[batch] for domain in domains]
+        proportions = update_proportions(proportions, losses, [REFERENCES[d] for d in domains]).tolist()
+        np.testing.assert_allclose(recorder.proportions[number], proportions, rtol=1e-12)
+        for domain, loss, share in zip(domains, losses, proportions, strict=True):
+            assert logged(log, f"data/proportion/{domain}")[batch] == pytest.approx(share, rel=1e-12)
+            assert logged(log, f"data/loss/{domain}")[batch] == loss
+            assert logged(log, f"data/reference_loss/{domain}")[batch] == REFERENCES[domain]
+            assert logged(log, f"data/difference/{domain}")[batch] == max(loss - REFERENCES[domain], 0)
+        assert logged(log, "data/effective_domains")[batch] == pytest.approx(effective_domains(proportions))
+    used = Counter(domains[domain] for rows in recorder.batches[:12] for domain, _ in rows)
+    for domain, samples in zip(domains, (300, 200, 100), strict=True):
+        assert logged(log, f"data/samples/{domain}")[12] == used[domain]
+        assert logged(log, f"data/passes/{domain}")[12] == pytest.approx(used[domain] / samples)
+    assert recorder.proportions[3] == recorder.proportions[2]  # the last evaluation, within a round, changes nothing
+
+
+def test_resumes_within_a_round_exactly(make: Make, tmp_path: Path) -> None:
+    whole, expected = make(save_folder=str(tmp_path), save_interval="1ba")
+    whole.fit()
+    for stop in (3, 4, 6):
+        checkpoint = str(tmp_path / f"ep0-ba{stop}-rank0.pt")
+        trainer, recorder = make(load_path=checkpoint, loader={"num_workers": 2})
+        trainer.fit()
+        assert recorder.batches == expected.batches[stop:]
+        assert recorder.proportions == expected.proportions[stop // ROUND :]
+        for ours, theirs in zip(trainer.state.model.parameters(), whole.state.model.parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_checkpoints_tell_proportions_and_use_in_plain_types(make: Make, tmp_path: Path) -> None:
+    trainer, recorder = make(save_folder=str(tmp_path), save_interval="6ba", duration="6ba")
+    trainer.fit()
+    state = torch.load(tmp_path / "ep0-ba6-rank0.pt", weights_only=False)["state"]["dataset_state"]["train"]
+    assert json.loads(json.dumps(state)) == state
+    assert state["domains"] == list(PROPORTIONS)
+    assert state["proportions"] == recorder.proportions[0]
+    used = Counter(domain for rows in recorder.batches for domain, _ in rows)
+    assert state["samples_used"] == [used[i] for i in range(3)]
+
+
+def test_fit_may_go_on_in_the_same_process(make: Make) -> None:
+    whole, expected = make()
+    whole.fit()
+    trainer, recorder = make(duration="5ba", loader={"num_workers": 2, "persistent_workers": True})
+    trainer.fit()
+    trainer.fit(duration="7ba")
+    assert recorder.batches == expected.batches
+
+
+def test_constant_mix_needs_neither_references_nor_evaluations(make: Make) -> None:
+    log = InMemoryLogger()
+    steer = DynamicBatchLoading(update_type="constant")
+    trainer, recorder = make(steer=steer, eval_interval="0ba", loggers=[log], loader={"num_workers": 3})
+    trainer.fit()
+    counts = Counter(domain for rows in recorder.batches[4:8] for domain, _ in rows)
+    assert [counts[i] for i in range(3)] == apportion(48, list(PROPORTIONS.values())).tolist()
+    assert logged(log, "data/proportion/web") == dict.fromkeys((0, 4, 8, 12), 0.3)
+
+
+def test_options_reach_the_update(make: Make) -> None:
+    steer = DynamicBatchLoading(REFERENCES, eta=3.0, floor={"web": 0.25}, max_change=0.04, clip=False)
+    trainer, recorder = make(steer=steer)
+    trainer.fit()
+    for before, after in zip([list(PROPORTIONS.values()), *recorder.proportions], recorder.proportions, strict=False):
+        assert np.abs(np.subtract(after, before)).max() <= 0.04 + 1e-12
+        assert after[1] >= 0.25 - 1e-12
+
+
+def test_reference_losses_from_a_file(make: Make, tmp_path: Path) -> None:
+    file = tmp_path / "reference.json"
+    file.write_text(json.dumps({"unit": "nats per token", "model": "m", "losses": REFERENCES}))
+    assert DynamicBatchLoading(str(file)).reference_losses == REFERENCES
+    file.write_text("{}")
+    with pytest.raises(InputError, match="has no 'losses' by domain"):
+        DynamicBatchLoading(file)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"steer": DynamicBatchLoading({**REFERENCES, "wbe": 1.0})},
+            "Unknown domain in reference losses 'wbe'. Did you",
+        ),
+        ({"steer": DynamicBatchLoading({"code": 4.0, "web": 4.0})}, "reference losses lack domain 'books'"),
+        ({"steer": DynamicBatchLoading({**REFERENCES, "web": float("nan")})}, "give nan for domain 'web'"),
+        ({"eval_interval": "3ba"}, "'code' is not evaluated at batch 4, where a round of 4 batches ends"),
+        ({"eval_interval": "8ba"}, "not evaluated at batch 4"),
+        ({"eval_interval": "0ba"}, "not evaluated at batch 4"),
+        ({"eval_interval": "96sp"}, "not evaluated at batch 4"),
+        ({"dataset": {"on_exhausted": "stop", "start": {"web": 190}}}, "web run out within the first round"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_the_first_batch(make: Make, settings: dict[str, Any], message: str) -> None:
+    trainer, recorder = make(**settings)
+    with pytest.raises(InputError, match=message):
+        trainer.fit()
+    assert recorder.batches == []
+
+
+@pytest.mark.parametrize("interval", ["1ba", "2ba", "48sp", "384tok"])
+def test_intervals_that_meet_every_round_are_accepted(make: Make, interval: str) -> None:
+    trainer, recorder = make(eval_interval=interval, duration="9ba")
+    trainer.fit()
+    assert len(recorder.batches) == 9
+
+
+def test_a_missing_evaluator_is_named(make: Make) -> None:
+    trainer, _ = make()
+    trainer.state.evaluators = [e for e in trainer.state.evaluators if e.label != "web"]
+    with pytest.raises(InputError, match="Domain 'web' has no evaluator"):
+        trainer.fit()
+
+
+def test_other_training_data_is_refused(make: Make) -> None:
+    trainer, _ = make()
+    trainer.state.train_dataloader = [1, 2, 3]
+    with pytest.raises(InputError, match="needs a DynamicStreamingDataset to steer, but the training data is"):
+        trainer.fit()
+
+
+def test_without_the_callback_the_second_round_is_an_error(make: Make) -> None:
+    trainer, recorder = make(steer=False, loader={"num_workers": 3})
+    with pytest.raises(InputError, match="Round 0 is over at sample 48.* Add DynamicBatchLoading"):
+        trainer.fit()
+    assert len(recorder.batches) == ROUND
+
+
+def test_an_evaluation_that_does_not_come_is_an_error_at_the_rounds_end(make: Make) -> None:
+    trainer, recorder = make()
+    for evaluator in trainer.state.evaluators:
+        evaluator.eval_interval = lambda state, event: False
+    with pytest.raises(InputError, match="Round 0 is over at sample 48"):
+        trainer.fit()
+    assert len(recorder.batches) == ROUND
+
+
+def test_an_evaluation_of_some_domains_is_an_error(make: Make) -> None:
+    trainer, _ = make()
+    trainer.state.evaluators[1].eval_interval = lambda state, event: False
+    with pytest.raises(InputError, match=r"Domain 'web' was not evaluated .* evaluated were \['books', 'code'\]"):
+        trainer.fit()
+
+
+class Diverge(Callback):
+    """Spoils the model, as a diverging run does."""
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        with torch.no_grad():
+            next(state.model.parameters()).fill_(torch.nan)
+
+
+def test_a_nan_loss_is_an_error_and_never_a_proportion(make: Make) -> None:
+    trainer, _recorder = make()
+    trainer.state.callbacks.append(Diverge())
+    with pytest.raises(InputError, match="The evaluation loss of domain 'code' is nan"):
+        trainer.fit()
+    assert trainer.state.train_dataloader.dataset.rounds.newest.proportions == tuple(PROPORTIONS.values())
+
+
+def test_training_stops_where_data_runs_out(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    trainer, recorder = make(dataset={"on_exhausted": "stop", "start": {"books": 70}}, duration="100ba")
+    with caplog.at_level(logging.WARNING):
+        trainer.fit()
+    rows = [row for rows in recorder.batches for row in rows]
+    assert len(rows) == len(set(rows))
+    assert len(recorder.batches) % ROUND == 0
+    assert int(trainer.state.timestamp.batch) == len(recorder.batches) < 20
+    assert any("books' has 30 samples left and can run out from batch" in message for message in caplog.messages)
+    assert any("Training stops: the next round would repeat samples of books" in m for m in caplog.messages)
+
+
+def test_what_can_run_out_is_said_with_the_batch(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    steer = DynamicBatchLoading(update_type="constant")
+    trainer, _ = make(steer=steer, dataset={"start": {"books": 52}}, duration="1000ba", eval_interval="0ba")
+    trainer.state.max_duration = Time.from_timestring("24ba")
+    with caplog.at_level(logging.WARNING):
+        trainer.fit(duration="1ba") if False else trainer.fit()
+    assert [m for m in caplog.messages if "can run out" in m] == [
+        "Domain 'books' has 48 samples left and can run out from batch 20 on (at the present proportion: 20). Then: "
+        "repeat."
+    ]
+
+
+def test_checkpoints_of_other_data_are_refused(make: Make, tmp_path: Path, make_data: Callable[..., Path]) -> None:
+    trainer, _ = make(save_folder=str(tmp_path), duration="3ba")
+    trainer.fit()
+    other = make_data(code=301, web=200, books=100)
+    with pytest.raises(InputError, match="The shards are not those of the checkpoint"):
+        make(load_path=str(tmp_path / "latest-rank0.pt"), dataset={"local": str(other)})
+
+
+def test_llm_foundry_labels_are_understood(make: Make, eval_data: Path) -> None:
+    trainer, recorder = make()
+    expected, reference = make()
+    expected.fit()
+    relabelled = [
+        Evaluator(label=f"eval/{e.label}", dataloader=e.dataloader, metric_names=e.metric_names)
+        for e in build_evaluators(str(eval_data), PROPORTIONS, batch_size=2)
+    ]
+    other = Trainer(
+        model=tiny_model(),
+        train_dataloader=trainer.state.train_dataloader,
+        eval_dataloader=relabelled,
+        eval_interval="4ba",
+        max_duration="12ba",
+        callbacks=[DynamicBatchLoading(REFERENCES), recorder],
+        device="cpu",
+        progress_bar=False,
+        optimizers=None,
+    )
+    other.fit()
+    assert len(recorder.proportions) == len(reference.proportions)
+    other.close()

@@ -1,0 +1,191 @@
+"""Shards that have to be fetched, are missing or are damaged."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import multiprocessing
+import shutil
+import threading
+from collections.abc import Callable
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from streaming import Stream
+from streaming.base.spanner import Spanner
+
+from llmshearing.data.dataset import DynamicStreamingDataset
+from llmshearing.data.shards import ShardBounds, ShardedDataset
+from llmshearing.errors import InputError
+from tests.data.helpers import mixes, open_dataset, shared_memory_of, train, write_domain
+
+SHARD_BYTES = 600  # a little more than a shard of 16 samples
+
+
+@pytest.fixture
+def remote(data: Path, tmp_path: Path) -> Path:
+    """A copy of :func:`data` that a test may spoil."""
+    return Path(shutil.copytree(data, tmp_path / "remote"))
+
+
+def open_remote(remote: Path, cache: Path, **settings: Any) -> DynamicStreamingDataset:
+    return open_dataset(cache, remote=str(remote), **{"download_retry": 1, **settings})
+
+
+def shard_files(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.mds"))
+
+
+def size_of(files: list[Path]) -> int:
+    return sum(path.stat().st_size for path in files)
+
+
+def test_bounds_say_what_spanner_says() -> None:
+    sizes = np.random.default_rng(0).integers(0, 50, 200)
+    bounds, spanner = ShardBounds(sizes), Spanner(sizes.copy())
+    for sample_id in range(int(sizes.sum())):
+        assert bounds[sample_id] == spanner[sample_id]
+    for outside in (-1, int(sizes.sum())):
+        with pytest.raises(IndexError):
+            bounds[outside]
+
+
+def _open(root: Path, barrier: Barrier, results: Queue[str]) -> None:
+    barrier.wait()
+    try:
+        dataset = open_dataset(root)
+        barrier.wait()  # nobody leaves before all are in
+        results.put(f"prefix {dataset._shm_prefix_int}")
+        del dataset
+        gc.collect()
+    except BaseException as error:
+        results.put(repr(error))
+        raise
+
+
+def test_runs_that_start_together_do_not_collide(data: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    for _ in range(3):
+        barrier, results = context.Barrier(3), context.Queue()
+        processes = [context.Process(target=_open, args=(data, barrier, results)) for _ in range(3)]
+        for process in processes:
+            process.start()
+        answers = [results.get(timeout=60) for _ in processes]
+        for process in processes:
+            process.join()
+        assert len(set(answers)) == 3, answers
+        assert all(answer.startswith("prefix") for answer in answers)
+
+
+def test_shared_memory_goes_with_the_dataset(data: Path) -> None:
+    dataset = open_dataset(data)
+    held = shared_memory_of(data)
+    train(dataset, 2, num_workers=2)  # workers end with their copies
+    assert dataset._shm_prefix_int in {int(prefix) for prefix in shared_memory_of(data)}
+    del dataset
+    gc.collect()
+    assert len(shared_memory_of(data)) < len(held)
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_remote_data_arrives_in_the_same_order(data: Path, tmp_path: Path, workers: int) -> None:
+    expected = train(open_dataset(data), 18, after=mixes())
+    assert train(open_remote(data, tmp_path / "cache"), 18, after=mixes(), num_workers=workers) == expected
+
+
+def test_compressed_shards(tmp_path: Path) -> None:
+    write_domain(tmp_path / "remote" / "web", 0, 60, compression="zstd")
+    dataset = open_remote(tmp_path / "remote", tmp_path / "cache", proportions={"web": 1.0}, validate_hash="xxh64")
+    assert len({row for batch in train(dataset, 12, after=mixes_of_one()) for row in batch}) == 48
+
+
+def mixes_of_one() -> Any:
+    return iter([[1.0]] * 100)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_cache_is_bounded(data: Path, tmp_path: Path, workers: int) -> None:
+    limit = 10_000  # of the 20,000 bytes that all shards take, besides the indexes
+    index_bytes = size_of(list(data.rglob("index.json")))
+    dataset = open_remote(data, tmp_path / "cache", cache_limit=limit + index_bytes, shuffle_block_size=16)
+    expected = train(open_dataset(data, shuffle_block_size=16), 36, after=mixes())
+    assert train(dataset, 36, after=mixes(), num_workers=workers) == expected
+    assert size_of(shard_files(data)) > 1.9 * limit
+    assert limit / 2 < size_of(shard_files(tmp_path / "cache")) <= limit + (1 + workers) * SHARD_BYTES  # under way
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_shard_that_disappeared_is_named(remote: Path, tmp_path: Path, workers: int) -> None:
+    for path in shard_files(remote / "web"):
+        path.unlink()
+    dataset = open_remote(remote, tmp_path / "cache")
+    with pytest.raises(RuntimeError, match=r"Shard '.*cache/web/shard.*mds' cannot be fetched from '?.*remote/web"):
+        train(dataset, 18, after=mixes(), num_workers=workers)
+
+
+def test_a_shard_that_comes_back_is_fetched(remote: Path, data: Path, tmp_path: Path) -> None:
+    hidden = tmp_path / "hidden"
+    shutil.move(remote / "web", hidden)
+    (remote / "web").mkdir()
+    shutil.copy(hidden / "index.json", remote / "web")
+    back = threading.Timer(0.5, lambda: shutil.copytree(hidden, remote / "web", dirs_exist_ok=True))
+    back.start()
+    dataset = open_remote(remote, tmp_path / "cache", download_retry=3)
+    assert train(dataset, 6, after=mixes()) == train(open_dataset(data), 6, after=mixes())
+    back.join()
+
+
+def test_a_corrupt_shard_is_fetched_again_and_then_named(
+    remote: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spoiled = shard_files(remote / "web")
+    for path in spoiled:
+        path.write_bytes(path.read_bytes()[:-1] + b"\1")
+    cache = tmp_path / "cache"
+    dataset = open_remote(remote, cache, validate_hash="xxh64", download_retry=3, predownload=0)
+    with caplog.at_level(logging.WARNING), pytest.raises(RuntimeError, match="Checksum failure"):
+        train(dataset, 18, after=mixes())
+    assert sum("is fetched again" in message for message in caplog.messages) >= 2
+    assert not shard_files(cache / "web")  # none is left to be taken for good later
+
+
+def test_a_failure_elsewhere_does_not_leave_others_waiting(data: Path, tmp_path: Path) -> None:
+    dataset = open_remote(data, tmp_path / "cache")
+    dataset._shard_states[3] = 2  # another process is fetching it
+    timer = threading.Timer(0.2, lambda: dataset._forget(3))  # and fails
+    timer.start()
+    dataset.prepare_shard(3)
+    timer.join()
+    assert dataset._shard_states[3] == 3
+
+
+def test_a_damaged_local_shard_is_named(remote: Path) -> None:
+    for path in shard_files(remote / "web"):
+        path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(RuntimeError, match=r"Shard '.*web/shard.*' is damaged: sample .* cannot be read"):
+        train(open_dataset(remote), 4, after=mixes())
+
+
+def test_a_missing_local_shard_is_named(remote: Path) -> None:
+    for path in shard_files(remote / "web"):
+        path.unlink()
+    with pytest.raises(RuntimeError, match=r"Shard '.*web/shard.*' cannot be fetched from anywhere"):
+        train(open_dataset(remote), 4, after=mixes())
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_the_only_copy_is_never_evicted(remote: Path, same: bool) -> None:
+    stream = Stream(local=str(remote / "web"), remote=str(remote / "web") if same else None)
+    with pytest.raises(InputError, match="their only copy"):
+        ShardedDataset(streams=[stream], cache_limit="1gb", batch_size=1)
+
+
+def test_settings_that_streaming_refuses(data: Path, tmp_path: Path, make_data: Callable[..., Path]) -> None:
+    with pytest.raises(InputError, match="The data cannot be opened: .*cache"):
+        open_remote(data, tmp_path / "cache", cache_limit=100)
+    with pytest.raises(InputError, match="The data cannot be opened"):
+        open_remote(tmp_path / "nowhere", tmp_path / "other")

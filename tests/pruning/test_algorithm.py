@@ -1,0 +1,176 @@
+"""TargetedPruning in a real Trainer: what it does there, and what it must leave alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from composer import Trainer
+from composer.models import ComposerClassifier
+from transformers import AutoModelForCausalLM
+
+from llmshearing import ModelShape, TargetedPruning
+from llmshearing.convert.commands import shear
+from llmshearing.errors import InputError
+from tests.models import token_ids
+from tests.training import TARGET, KillAt, Killed, dataset, logged, make_trainer
+
+
+def pruning(**settings) -> TargetedPruning:
+    return TargetedPruning(TARGET, **{"warmup": "5ba", **settings})
+
+
+def latest(folder: Path) -> Path:
+    return folder / "latest-rank0.pt"
+
+
+@pytest.mark.parametrize("family", ["llama2", "llama3", "mistral", "qwen2", "qwen3-tied"])
+def test_model_in_memory_after_fit_equals_the_sheared_folder(tmp_path: Path, family: str) -> None:
+    trainer = make_trainer([pruning()], family=family, folder=tmp_path / "run")
+    trainer.fit()
+    ids = token_ids()
+    with torch.no_grad():
+        in_memory = trainer.state.model.model.eval()(ids).logits
+    shear(latest(tmp_path / "run"), tmp_path / "sheared")
+    small = AutoModelForCausalLM.from_pretrained(tmp_path / "sheared").eval()
+    with torch.no_grad():
+        sheared = small(ids).logits
+    shape = ModelShape.from_hf_config(small.config)
+    assert {name: getattr(shape, name) for name in TARGET} == TARGET
+    assert shape.num_parameters() == small.num_parameters()
+    assert (in_memory - sheared).abs().max() < 1e-5 * sheared.abs().max()
+    assert trainer.state.algorithms[-1].masks.final()["hidden_size"].unique().numel() > 3  # soft, not 0 and 1
+
+
+def test_user_optimizer_schedule_and_checkpoint_keys_are_those_of_a_run_without_it(tmp_path: Path) -> None:
+    without = make_trainer(folder=tmp_path / "without")
+    optimizer = without.state.optimizers[0]
+    groups = [len(group["params"]) for group in optimizer.param_groups]
+    without.fit()
+    with_it = make_trainer([pruning()], folder=tmp_path / "with")
+    assert [len(group["params"]) for group in with_it.state.optimizers[0].param_groups] == groups
+    with_it.fit()
+    assert with_it.state.optimizers[0].param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
+    states = [torch.load(latest(tmp_path / name), weights_only=False)["state"] for name in ("without", "with")]
+    assert list(states[0]["model"]) == list(states[1]["model"])
+    assert (
+        states[0]["optimizers"]["DecoupledAdamW"]["state"].keys()
+        == states[1]["optimizers"]["DecoupledAdamW"]["state"].keys()
+    )
+
+
+@pytest.mark.parametrize("stop", [3, 8])  # within the warm-up and after it
+def test_resumed_run_equals_the_uninterrupted_one_to_the_bit(tmp_path: Path, stop: int) -> None:
+    straight = make_trainer([pruning()])
+    straight.fit()
+    settings = {"folder": tmp_path, "save_interval": f"{stop}ba", "run_name": "r", "autoresume": True}
+    interrupted = make_trainer([pruning()], callbacks=[KillAt(stop)], **settings)
+    with pytest.raises(Killed):
+        interrupted.fit()
+    interrupted.close()
+    resumed = make_trainer([pruning()], **settings)
+    assert resumed.state.timestamp.batch == stop
+    resumed.fit()
+    masks, expected = resumed.state.algorithms[-1].masks, straight.state.algorithms[-1].masks
+    for name, log_alpha in expected.log_alpha.items():
+        assert torch.equal(masks.log_alpha[name], log_alpha)
+        assert torch.equal(masks.multipliers[name].lam, expected.multipliers[name].lam)
+        assert torch.equal(masks.multipliers[name].phi, expected.multipliers[name].phi)
+    assert logged(resumed, "loss/train/total") == logged(straight, "loss/train/total")[stop:]
+
+
+def test_microbatches_give_the_same_masks(tmp_path: Path) -> None:
+    whole, parts = make_trainer([pruning()]), make_trainer([pruning()], device_train_microbatch_size=2)
+    whole.fit()
+    parts.fit()
+    for name, log_alpha in whole.state.algorithms[-1].masks.log_alpha.items():
+        torch.testing.assert_close(parts.state.algorithms[-1].masks.log_alpha[name], log_alpha, rtol=1e-3, atol=1e-3)
+
+
+def test_everything_about_the_constraint_is_logged_at_every_batch() -> None:
+    trainer = make_trainer([pruning()])
+    trainer.fit()
+    for dimension in TARGET:
+        for value in ("expected", "target", "undecided", "lambda", "phi"):
+            assert len(logged(trainer, f"pruning/{dimension}/{value}")) == 12
+    assert logged(trainer, "pruning/hidden_size/target")[-1] == 24
+    assert logged(trainer, "pruning/num_attention_heads/target")[-1] == 2
+    assert logged(trainer, "pruning/hidden_size/expected")[-1] < 48
+    assert len(logged(trainer, "pruning/lagrangian")) == len(logged(trainer, "pruning/distance")) == 12
+
+
+def test_evaluation_uses_deterministic_masks_and_the_target_shape_at_the_end() -> None:
+    trainer = make_trainer([pruning()])
+    algorithm = trainer.state.algorithms[-1]
+    trainer.fit(duration="11ba")
+    first = trainer.state.model.eval().model(token_ids()).logits
+    assert torch.equal(first, trainer.state.model.model(token_ids()).logits)
+    trainer.fit(duration="1ba")
+    trainer.state.model.eval().model(token_ids())
+    leaves = algorithm._model.leaves
+    assert int((leaves["hidden"] != 0).sum()) == TARGET["hidden_size"]
+    assert int((leaves["intermediate.0"] != 0).sum()) == TARGET["intermediate_size"]
+
+
+def test_mask_learning_rate_can_follow_the_schedule() -> None:
+    trainer = make_trainer([pruning(lr_schedule="follow")])
+    trainer.fit()
+    last = trainer.state.algorithms[-1].masks.optimizer.param_groups[0]["lr"]
+    assert 0.1 <= last < 0.2  # near the end of a cosine from 1 to 0.1
+
+
+def test_source_that_already_has_the_target_shape_is_refused() -> None:
+    with pytest.raises(InputError, match="there is nothing to prune"):
+        make_trainer([TargetedPruning({"hidden_size": 48})])
+
+
+def test_models_that_are_not_hugging_face_are_refused() -> None:
+    model = ComposerClassifier(torch.nn.Linear(2, 2), num_classes=2)
+    with pytest.raises(
+        InputError, match="needs a composer.models.HuggingFaceModel or ComposerLlama, got ComposerClassifier"
+    ):
+        Trainer(model=model, algorithms=[pruning()], device="cpu", progress_bar=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"compat": "papr"}, "Did you mean 'paper'"),
+        ({"lr_schedule": "folow"}, "Did you mean 'follow'"),
+        ({"lr": 0.0}, "must be above 0"),
+        ({"warmup": "soon"}, "not a time such as"),
+        ({"warmup": "1ep"}, "give it in batches"),
+    ],
+)
+def test_wrong_settings_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_trainer([pruning(**settings)])
+
+
+def test_checkpoint_of_another_target_is_refused(tmp_path: Path) -> None:
+    make_trainer([pruning()], folder=tmp_path, duration="2ba").fit()
+    other = TargetedPruning({**TARGET, "hidden_size": 32}, warmup="5ba")
+    with pytest.raises(InputError, match="The checkpoint's target shape"):
+        make_trainer([other], load_path=str(latest(tmp_path)))
+
+
+def test_loss_that_is_not_a_number_stops_the_run_and_says_which_mask() -> None:
+    trainer = make_trainer([pruning()])
+    with torch.no_grad():
+        trainer.state.model.model.lm_head.weight[0, 0] = float("nan")
+    with pytest.raises(RuntimeError, match="Pruning diverged at batch 0: .*hidden_size/expected"):
+        trainer.fit()
+
+
+def test_repr_evaluates_to_the_same_algorithm() -> None:
+    algorithm = pruning(lr=0.5, compat="upstream")
+    assert repr(eval(repr(algorithm))) == repr(algorithm)
+
+
+def test_data_of_these_tests_can_be_learned() -> None:
+    trainer = make_trainer(duration="30ba")
+    trainer.fit()
+    losses = logged(trainer, "loss/train/total")
+    assert losses[-1] < losses[0] - 0.5
+    assert len(dataset()) == 256

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llmshearing.errors import InputError
+from llmshearing.recipe import KEYS, load_recipe
+from llmshearing.registry import COMPONENTS, build, resolve
+from tests.conftest import REPOSITORY
+
+RECIPES = sorted((REPOSITORY / "yamls").rglob("*.yaml"))
+SMALL = """
+variables: {run: runs/test}
+run_name: test
+max_seq_len: 32
+tokenizer: {name: somewhere}
+model: {name: composer_llama, pretrained: somewhere}
+train_loader: {name: dynamic_streaming, dataset: {local: data}}
+optimizer: {name: decoupled_adamw, lr: 1.0e-3}
+scheduler: {name: cosine_with_warmup, t_warmup: 2ba}
+algorithms: {gradient_clipping: {clipping_type: norm, clipping_threshold: 1.0}}
+max_duration: 4ba
+global_train_batch_size: 4
+save_folder: ${variables.run}/checkpoints
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(SMALL)
+    return path
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_every_shipped_recipe_is_complete_and_known(path: Path) -> None:
+    loaded = load_recipe(path)
+    assert loaded.keys() == KEYS.keys()
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_every_shipped_recipe_says_what_it_is_and_how_to_run_it(path: Path) -> None:
+    text = path.read_text()
+    assert text.startswith("# ")
+    assert f"composer -m llmshearing.train {path.relative_to(REPOSITORY)}" in text or "fsdp_config:" in text
+
+
+def test_overrides_and_interpolations_and_defaults(recipe: Path) -> None:
+    loaded = load_recipe(recipe, ["variables.run=elsewhere", "optimizer.lr=0.5", "seed=3"])
+    assert loaded["save_folder"] == "elsewhere/checkpoints"
+    assert loaded["optimizer"]["lr"] == 0.5
+    assert loaded["seed"] == 3
+    assert loaded["autoresume"] is False
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["max_durations=4ba"], "Unknown key in .* 'max_durations'. Did you mean 'max_duration'"),
+        (["model.name=composer_lama"], "Unknown name of model 'composer_lama'. Did you mean 'composer_llama'"),
+        (["callbacks.speed_monitr={}"], "Did you mean 'speed_monitor'"),
+        (["seed"], "'seed' is not an override; write key=value"),
+        (["run_name=null"], "lacks run_name"),
+        (["model=null"], "lacks model"),
+        (["save_folder=${variables.nowhere}"], "cannot be read.*nowhere"),
+    ],
+)
+def test_mistakes_are_named(recipe: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_recipe(recipe, overrides)
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"There is no recipe '.*nothing.yaml'"):
+        load_recipe(tmp_path / "nothing.yaml")
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in COMPONENTS.items() for name in names])
+def test_every_registered_name_stands_for_something(kind: str, name: str) -> None:
+    assert callable(resolve(kind, name))
+
+
+def test_unknown_and_missing_arguments_are_named() -> None:
+    with pytest.raises(InputError, match="Unknown key in algorithms.targeted_pruning 'warmpu'. Did you mean 'warmup'"):
+        build("algorithms", "targeted_pruning", {"target": {"hidden_size": 8}, "warmpu": "3ba"})
+    with pytest.raises(InputError, match="algorithms.targeted_pruning needs target"):
+        build("algorithms", "targeted_pruning", {})

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import pytest
+from transformers import AutoConfig
+
+from llmshearing import ModelShape
+from tests.models import FAMILIES, make_model
+
+LLAMA = {"head_dim": 128, "vocab_size": 32000}
+KNOWN = [
+    ((4096, 11008, 32, 32, 32), 6_738_415_616),
+    ((2560, 6912, 32, 20, 20), 2_701_560_320),
+    ((2048, 5504, 24, 16, 16), 1_345_423_360),
+    ((1024, 2816, 24, 8, 8), 373_867_520),
+]
+
+
+@pytest.mark.parametrize(("sizes", "parameters"), KNOWN)
+def test_parameter_counts_of_the_paper(sizes: tuple[int, ...], parameters: int) -> None:
+    assert ModelShape(*sizes, **LLAMA).num_parameters() == parameters
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parameter_count_equals_that_of_the_real_model(family: str) -> None:
+    model = make_model(family)
+    shape = ModelShape.from_hf_config(model.config)
+    assert shape.num_parameters() == model.num_parameters()
+    assert ModelShape.from_dict(shape.to_dict()) == shape
+
+
+def test_unsupported_architecture_is_refused_with_the_list_of_supported_ones() -> None:
+    with pytest.raises(ValueError, match="'gpt2' are not supported. Supported: llama, mistral, qwen2, qwen3"):
+        ModelShape.from_hf_config(AutoConfig.for_model("gpt2"))
