@@ -131,6 +131,10 @@ class DynamicBatchLoading(Callback):
         """Let waiting workers go."""
         training_dataset(state).rounds.close()
 
+    def close(self, state: State, logger: Logger) -> None:
+        """Leave no shared memory behind."""
+        training_dataset(state).unlink()
+
     def _loss(self, domain: str) -> float:
         for prefix in _EVAL_PREFIXES:
             if (loss := self._losses.get(prefix + domain)) is not None:

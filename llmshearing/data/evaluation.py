@@ -5,31 +5,37 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from composer.core import Evaluator
 from composer.utils import dist
 from streaming import Stream
+from streaming.base.world import World
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
-from llmshearing.data.shards import ShardedDataset
+from llmshearing.data.shards import ShardBounds, check_index
 from llmshearing.data.tokens import TokenDecoder, check_columns
+from llmshearing.errors import InputError
 
 METRIC = "LanguageCrossEntropy"
 
 
 class EvalDataset(Dataset):
-    """The sequences of one domain's eval split, by index.
+    """The sequences of one domain's eval split, by index; all of it is fetched when it is opened.
 
     Iterating a ``StreamingDataset`` on several ranks repeats samples so that all ranks get the same number. A dataset
     with a length instead lets Composer drop the sampler's padding, so the mean is over each sequence once.
 
     Args:
         domain: name, for messages.
-        local: MDS folder, or the cache of ``remote``.
+        local: MDS folder, or where to put what ``remote`` has.
         remote: where to fetch shards from. ``None``: all are in ``local``.
         seq_len: tokens per sample, checked. ``None``: as the data has it.
         vocab_size: token ids must be below it. ``None``: not checked.
+
+    Raises:
+        InputError: there is no such data, or it does not fit.
     """
 
     def __init__(
@@ -41,16 +47,26 @@ class EvalDataset(Dataset):
         seq_len: int | None = None,
         vocab_size: int | None = None,
     ) -> None:
-        self._data = ShardedDataset(streams=[Stream(local=local, remote=remote)], batch_size=1)
-        self._domain = domain
-        seq_len = check_columns(self._data.shards, domain, seq_len=seq_len, vocab_size=vocab_size)
+        stream = Stream(local=local, remote=remote, download_retry=2, download_timeout=60.0, keep_zip=False)
+        check_index(stream)
+        self._shards = stream.get_shards(World.detect(), allow_unsafe_types=False)
+        if dist.get_local_rank() == 0:
+            for shard in self._shards:
+                stream.prepare_shard(shard)
+        dist.barrier()
+        sizes = np.array([shard.samples for shard in self._shards], np.int64)
+        if not sizes.sum():
+            raise InputError(f"Domain '{domain}' has no evaluation samples in '{local}'.")
+        self._bounds, self._length, self._domain = ShardBounds(sizes), int(sizes.sum()), domain
+        seq_len = check_columns(self._shards, domain, seq_len=seq_len, vocab_size=vocab_size)
         self._decode = TokenDecoder(seq_len=seq_len, vocab_size=vocab_size)
 
     def __len__(self) -> int:
-        return self._data.num_samples
+        return self._length
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return self._decode(self._data[index], f"Eval sample {index} of domain '{self._domain}'")
+        shard, place = self._bounds[index]
+        return self._decode(self._shards[shard][place], f"Eval sample {index} of domain '{self._domain}'")
 
 
 def build_evaluators(

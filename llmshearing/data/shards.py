@@ -16,7 +16,7 @@ import time
 import weakref
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from tempfile import gettempdir
 from typing import Any
 
@@ -69,22 +69,30 @@ class ShardedDataset(StreamingDataset):
 
     def __init__(self, *, streams: Sequence[Stream], cache_limit: int | str | None = None, **settings: Any) -> None:
         for stream in streams:
-            if not is_remote(stream):
-                if not os.path.isfile(index := os.path.join(stream.local, "index.json")):
-                    raise InputError(f"There is no data in '{stream.local}': it has no {os.path.basename(index)}.")
-                if cache_limit is not None:
-                    raise InputError(
-                        f"cache_limit deletes the shards it has no room for, but '{stream.local}' is their only copy. "
-                        "Leave cache_limit out, or set remote."
-                    )
+            check_index(stream)
+            if cache_limit is not None and not is_remote(stream):
+                raise InputError(
+                    f"cache_limit deletes the shards it has no room for, but '{stream.local}' is their only copy. "
+                    "Leave cache_limit out, or set remote."
+                )
         try:
             with _one_at_a_time(), _bounds_for_spanner():
                 super().__init__(streams=streams, cache_limit=cache_limit, **settings)
         except (ValueError, FileNotFoundError) as error:
             raise InputError(f"The data cannot be opened: {error}") from error
         arrays = (self._next_epoch.arr, self._cache_usage.arr, self._shard_states, self._shard_access_times)
-        memories = [self._locals_shm, self._shared_barrier._arr.shm, *(array.shm for array in arrays)]
-        weakref.finalize(self, _release, memories, os.getpid())
+        self._memories = [self._locals_shm, self._shared_barrier._arr.shm, *(array.shm for array in arrays)]
+        weakref.finalize(self, _clean_up, self._memories, os.getpid())
+
+    def unlink(self) -> None:
+        """Give back the names of the shared memory, so that nothing is left when its processes end.
+
+        The dataset stays usable, though not by workers that are spawned later.
+        """
+        for memory in self._memories:
+            for created in memory.created_shms:
+                with suppress(FileNotFoundError):
+                    created.unlink()
 
     def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
         """Make sure that a shard is in the local folder.
@@ -147,7 +155,7 @@ class ShardedDataset(StreamingDataset):
         return f"Shard '{os.path.join(shard.dirname, shard.split, shard.file_pairs[0][0].basename)}'"
 
 
-def _release(memories: Sequence[SharedMemory], owner: int) -> None:
+def _clean_up(memories: Sequence[SharedMemory], owner: int) -> None:
     """Give back shared memory when its dataset is gone; streaming itself keeps it until the process ends."""
     if os.getpid() == owner:  # a forked worker's copy of the dataset goes first
         for memory in memories:
@@ -158,6 +166,16 @@ def _release(memories: Sequence[SharedMemory], owner: int) -> None:
 def is_remote(stream: Stream) -> bool:
     """Whether the stream's local folder is a cache, and not the only copy."""
     return stream.remote not in (None, stream.local)
+
+
+def check_index(stream: Stream) -> None:
+    """Check that there is data to open.
+
+    Raises:
+        InputError: there is not.
+    """
+    if not is_remote(stream) and not os.path.isfile(os.path.join(stream.local, "index.json")):
+        raise InputError(f"There is no data in '{stream.local}': it has no index.json. Prepare it, or set remote.")
 
 
 def check_parent() -> None:

@@ -185,7 +185,7 @@ def test_the_only_copy_is_never_evicted(remote: Path, same: bool) -> None:
 
 
 def test_settings_that_streaming_refuses(data: Path, tmp_path: Path, make_data: Callable[..., Path]) -> None:
-    with pytest.raises(InputError, match="The data cannot be opened: .*cache"):
+    with pytest.raises(InputError, match=r"The data cannot be opened: .*cache"):
         open_remote(data, tmp_path / "cache", cache_limit=100)
     with pytest.raises(InputError, match="The data cannot be opened"):
         open_remote(tmp_path / "nowhere", tmp_path / "other")

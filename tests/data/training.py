@@ -1,4 +1,4 @@
-"""A real, tiny training run on the data of helpers.py, in this process or as ``composer -n N -m tests.data.training``."""
+"""A real, tiny training run on the data of helpers.py; ``composer -n N -m tests.data.training`` runs it on ranks."""
 
 from __future__ import annotations
 
