@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from llmshearing.convert.checkpoint import Checkpoint
+from llmshearing.convert.commands import open_checkpoint
 from llmshearing.fileio import read_json, write_json
 from llmshearing.report.__main__ import main as write_report
 from llmshearing.shape import ModelShape
@@ -55,7 +55,7 @@ def _tokens(metrics: Path) -> int:
 
 def _proportions(stage: Path) -> dict[str, float]:
     """The mix that a stage ended with."""
-    state = Checkpoint(stage / "checkpoints" / "latest-rank0.pt").state["dataset_state"]["train"]
+    state = open_checkpoint(stage / "checkpoints" / "latest-rank0.pt").dataset()
     return dict(zip(state["domains"], state["proportions"], strict=True))
 
 

@@ -50,6 +50,7 @@ KEYS: dict[str, Any] = {
     "log_to_console": False,
     "console_log_interval": "10ba",
     "python_log_level": "info",
+    "dry_run": False,  # true, or {num_devices, device_tflops}: check and estimate, see llmshearing.dry_run
 }
 _NAMED = ("model", "train_loader", "eval_loader", "optimizer", "scheduler")
 _COLLECTIONS = ("algorithms", "callbacks", "loggers")

@@ -46,7 +46,7 @@ def build_trainer(recipe: dict[str, Any]) -> Trainer:
     device = get_device(recipe["device"])
     dist.initialize_dist(device, timeout=recipe["dist_timeout"])
     device_batch_size = _device_batch_size(recipe["global_train_batch_size"])
-    tokenizer = _load_tokenizer(recipe["tokenizer"], recipe["max_seq_len"])
+    tokenizer = load_tokenizer(recipe["tokenizer"], recipe["max_seq_len"])
     model = _build(recipe, "model", tokenizer=tokenizer)
     train_loader = _build(recipe, "train_loader", tokenizer=tokenizer, device_batch_size=device_batch_size)
     evaluators = None
@@ -69,7 +69,7 @@ def build_trainer(recipe: dict[str, Any]) -> Trainer:
         callbacks=_build_all(recipe, "callbacks"),
         loggers=[MetricsLog(run_folder), *_build_all(recipe, "loggers")],
         device_train_microbatch_size=_microbatch_size(recipe["device_train_microbatch_size"], device.name),
-        parallelism_config=_parallelism(recipe["fsdp_config"]),
+        parallelism_config=parallelism(recipe["fsdp_config"]),
         precision="fp32" if device.name == "cpu" and recipe["precision"] == "amp_bf16" else recipe["precision"],
         **{key: recipe[key] for key in _PASSED_ON},
     )
@@ -122,7 +122,12 @@ def _microbatch_size(size: int | str, device: str) -> int | str | None:
     return size
 
 
-def _load_tokenizer(settings: dict[str, Any], max_seq_len: int) -> PreTrainedTokenizerBase:
+def load_tokenizer(settings: dict[str, Any], max_seq_len: int) -> PreTrainedTokenizerBase:
+    """The tokenizer of a recipe.
+
+    Raises:
+        InputError: there is none, or an unknown key.
+    """
     if "name" not in settings:
         raise InputError("`tokenizer` needs a `name`: a Hugging Face folder or hub id.")
     options = dict(settings.get("kwargs") or {})
@@ -134,8 +139,12 @@ def _load_tokenizer(settings: dict[str, Any], max_seq_len: int) -> PreTrainedTok
         raise InputError(f"There is no tokenizer at '{settings['name']}': {error}") from error
 
 
-def _parallelism(fsdp_config: dict[str, Any] | None) -> dict[str, Any] | None:
-    """FSDP2 unless the environment says ``FSDP_VERSION=1``."""
+def parallelism(fsdp_config: dict[str, Any] | None) -> dict[str, Any] | None:
+    """FSDP2 unless the environment says ``FSDP_VERSION=1``.
+
+    Raises:
+        InputError: an unknown key.
+    """
     if fsdp_config is None:
         return None
     if os.environ.get("FSDP_VERSION", "2") == "1":
@@ -159,7 +168,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.getLogger("llmshearing").setLevel(recipe["python_log_level"].upper())
     torch.set_flush_denormal(True)  # fp32 steps on the CPU are up to 15 times slower without
     warnings.filterwarnings("ignore", message="The value of the smallest subnormal")  # numpy notices the above
-    train(recipe)
+    if recipe["dry_run"]:
+        from llmshearing.dry_run.report import dry_run  # which itself builds with this module
+
+        dry_run(recipe)
+    else:
+        train(recipe)
 
 
 if __name__ == "__main__":

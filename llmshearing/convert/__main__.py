@@ -35,7 +35,7 @@ def main() -> None:
         ("export", "a dense checkpoint to a Hugging Face folder"),
     ):
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("checkpoint", help="Composer checkpoint")
+        command.add_argument("checkpoint", help="Composer checkpoint: a file, or the folder of a sharded one")
         command.add_argument("out", help="folder to create")
         command.add_argument("--dtype", choices=_DTYPES, help="of the weights written (default: as in the checkpoint)")
         command.add_argument("--max-shard-size", default="5GB", help="size of a safetensors file (default: 5GB)")

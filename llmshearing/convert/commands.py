@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,11 @@ from torch import Tensor
 
 from llmshearing.convert.checkpoint import Checkpoint
 from llmshearing.convert.folder import sheared_config, write_config, write_tokenizer
-from llmshearing.convert.safetensors import Entry, write_shards
+from llmshearing.convert.layout import select, shape_of_config
+from llmshearing.convert.safetensors import DTYPES, Entry, write_shards
+from llmshearing.convert.sharded import Sharded
+from llmshearing.convert.single_file import SingleFile
+from llmshearing.convert.stored import StoredTensor
 from llmshearing.errors import InputError
 from llmshearing.fileio import new_folder, write_json
 from llmshearing.pruning.hard_concrete import deterministic
@@ -22,6 +29,19 @@ from llmshearing.shape import ModelShape
 log = logging.getLogger(__name__)
 
 _ALGORITHM = "TargetedPruning"
+_BYTES_IN_FLIGHT = 32_000_000  # of a tensor; what is made of them takes about as much again
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a checkpoint file (``ep0-ba100-rank0.pt``), or the folder of a sharded one (``ep0-ba100``).
+
+    Raises:
+        InputError: not a checkpoint, incomplete, or holding objects that would have to run code to be read.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"There is no checkpoint '{path}'.")
+    return Sharded(path) if path.is_dir() else SingleFile(path)
 
 
 def shear(
@@ -35,48 +55,39 @@ def shear(
     """Shear a pruning checkpoint to a Hugging Face folder of exactly its target shape.
 
     Args:
-        path: the Composer checkpoint.
+        path: the Composer checkpoint, a file or a folder.
         out: the folder to create.
         dtype: of the weights; that of the checkpoint if ``None``.
         max_shard_bytes: size of a safetensors file.
         overwrite: replace an existing ``out``.
 
     Raises:
-        InputError: the checkpoint is not one of pruning, or broken; ``out`` exists.
+        InputError: the checkpoint is not one of pruning, or broken; ``out`` exists or cannot be written.
     """
-    checkpoint = Checkpoint(path)
-    pruning = checkpoint.algorithm(_ALGORITHM)
-    if pruning is None:
-        raise InputError(f"'{path}' holds no masks: it is not a pruning checkpoint. Use `export` for a dense model.")
-    source, target = ModelShape.from_dict(pruning["source"]), ModelShape.from_dict(pruning["target"])
-    log_alpha = {name: checkpoint.read(tensor) for name, tensor in pruning["masks"]["log_alpha"].items()}
-    kept = {group.dimension: group.num_kept for group in unit_groups(source, target)}
-    if missing := kept.keys() - log_alpha.keys():
-        raise InputError(f"'{path}' has no masks for {', '.join(sorted(missing))}.")
-    masks = {name: deterministic(log_alpha[name], num_kept) for name, num_kept in kept.items()}
-    shears = Shears(masks, source, target)
-
-    def entry(name: str, tensor: Tensor) -> Entry | None:
-        placement = shears.place(name, tensor.shape)
-        return None if placement is None else _entry(checkpoint, placement, tensor, dtype)
-
+    checkpoint = open_checkpoint(path)
+    shears = _shears(checkpoint)
     config, tokenizer = checkpoint.huggingface()
-    names = [name for name in checkpoint.tensors if not (source.tie_word_embeddings and name == "lm_head.weight")]
-    entries = [made for name in names if (made := entry(name, checkpoint.tensors[name])) is not None]
-    _check_complete(entries, target, path)
+    if shape_of_config(config, path) != shears.source:
+        raise InputError(f"The masks in '{path}' are for {shears.source}, its config is of another shape.")
+    placed = {
+        name: (tensor, placement)
+        for name, tensor in select(checkpoint.tensors, shears.source, path).items()
+        if (placement := shears.place(name, tensor.shape)) is not None
+    }
+    entries = [_entry(tensor, placement, dtype, path) for tensor, placement in placed.values()]
     record = {
         "format": 1,
-        "source": source.to_dict(),
-        "target": target.to_dict(),
+        "source": shears.source.to_dict(),
+        "target": shears.target.to_dict(),
         "kept": shears.describe(),
         **_data_record(checkpoint),
     }
-    with new_folder(out, overwrite=overwrite) as folder:
+    with _new_folder(out, overwrite=overwrite) as folder:
         write_shards(folder, entries, max_shard_bytes=max_shard_bytes)
-        write_config(folder, sheared_config(config, target, shears.layers), entries[0].dtype)
+        write_config(folder, sheared_config(config, shears.target, shears.layers), entries[0].dtype)
         write_tokenizer(folder, tokenizer)
         write_json(folder / "shearing.json", record)
-    log.info("Sheared to %s, %d parameters: '%s'.", target, target.num_parameters(), out)
+    log.info("Sheared to %s, %d parameters: '%s'.", shears.target, shears.target.num_parameters(), out)
 
 
 def export(
@@ -88,42 +99,93 @@ def export(
     overwrite: bool = False,
 ) -> None:
     """Write a dense checkpoint as a Hugging Face folder. Arguments and errors as for :func:`shear`."""
-    checkpoint = Checkpoint(path)
+    checkpoint = open_checkpoint(path)
     if checkpoint.algorithm(_ALGORITHM) is not None:
         raise InputError(f"'{path}' is a pruning checkpoint, whose masks `export` would lose. Use `shear`.")
     config, tokenizer = checkpoint.huggingface()
-    tied = bool(config.get("tie_word_embeddings"))
-
-    def entry(name: str, tensor: Tensor) -> Entry:
-        return _entry(checkpoint, Placement(name, tuple(tensor.shape), None, None, None, None), tensor, dtype)
-
+    shape = shape_of_config(config, path)
     entries = [
-        entry(name, tensor) for name, tensor in checkpoint.tensors.items() if not (tied and name == "lm_head.weight")
+        _entry(tensor, Placement(name, tensor.shape, None, None, None, None), dtype, path)
+        for name, tensor in select(checkpoint.tensors, shape, path).items()
     ]
-    with new_folder(out, overwrite=overwrite) as folder:
+    with _new_folder(out, overwrite=overwrite) as folder:
         write_shards(folder, entries, max_shard_bytes=max_shard_bytes)
         write_config(folder, config, entries[0].dtype)
         write_tokenizer(folder, tokenizer)
-    log.info("Exported %d tensors: '%s'.", len(entries), out)
+    log.info("Exported %d tensors, %d parameters: '%s'.", len(entries), shape.num_parameters(), out)
 
 
-def _entry(checkpoint: Checkpoint, placement: Placement, tensor: Tensor, dtype: torch.dtype | None) -> Entry:
-    wanted = dtype or tensor.dtype
-    return Entry(placement.name, placement.shape, wanted, lambda: placement.cut(checkpoint.read(tensor)).to(wanted))
+@contextmanager
+def _new_folder(out: str | Path, *, overwrite: bool) -> Iterator[Path]:
+    try:
+        with new_folder(out, overwrite=overwrite) as folder:
+            yield folder
+    except OSError as error:  # reading raises InputError, so this is about writing
+        raise InputError(f"Cannot write '{out}': {error.strerror or error}. Nothing was left behind.") from error
 
 
-def _check_complete(entries: list[Entry], target: ModelShape, path: str | Path) -> None:
-    found = sum(torch.Size(entry.shape).numel() for entry in entries)
-    if found != target.num_parameters():
+def _shears(checkpoint: Checkpoint) -> Shears:
+    pruning = checkpoint.algorithm(_ALGORITHM)
+    if pruning is None:
         raise InputError(
-            f"'{path}' gives {found} parameters for a target of {target.num_parameters()}: "
-            "tensors are missing or foreign."
+            f"'{checkpoint.path}' holds no masks: it is not a pruning checkpoint. Use `export` for a dense model."
         )
+    try:
+        source, target = ModelShape.from_dict(pruning["source"]), ModelShape.from_dict(pruning["target"])
+        groups = unit_groups(source, target)
+        log_alpha = pruning["masks"]["log_alpha"]
+        masks = {
+            group.dimension: deterministic(log_alpha[group.dimension], group.num_kept)
+            for group in groups
+            if group.dimension in log_alpha
+        }
+    except (KeyError, TypeError) as error:
+        raise InputError(f"The masks in '{checkpoint.path}' have a form that this version does not know.") from error
+    return Shears(masks, source, target)
+
+
+def _entry(tensor: StoredTensor, placement: Placement, dtype: torch.dtype | None, path: str | Path) -> Entry:
+    wanted = dtype or tensor.dtype
+    if not tensor.dtype.is_floating_point or wanted not in DTYPES:
+        raise InputError(f"'{tensor.name}' in '{path}' is of type {tensor.dtype}; weights must be floating point.")
+    return Entry(placement.name, placement.shape, wanted, lambda: _convert(tensor, placement, wanted, path))
+
+
+def _convert(tensor: StoredTensor, placement: Placement, dtype: torch.dtype, path: str | Path) -> Iterator[Tensor]:
+    """What is written of a tensor, some rows at a time."""
+    step = max(1, _BYTES_IN_FLIGHT // tensor.row_bytes)
+    for start in range(0, tensor.num_rows, step):
+        stop = min(start + step, tensor.num_rows)
+        rows = tensor.read(start, stop)
+        _check_finite(rows, f"'{tensor.name}' in '{path}' holds NaN or infinity. Take an earlier checkpoint.")
+        wide = rows.to(torch.promote_types(rows.dtype, dtype))
+        made = _part(placement, start, stop).cut(wide).to(dtype)
+        if made.dtype != rows.dtype:
+            _check_finite(made, f"'{tensor.name}' in '{path}' has values beyond {dtype}. Use bfloat16 or float32.")
+        yield made
+
+
+def _part(placement: Placement, start: int, stop: int) -> Placement:
+    """What ``placement`` does to the rows from ``start`` to ``stop`` of the source tensor."""
+    first, last = start, stop
+    if placement.rows is not None:  # ascending
+        first, last = torch.searchsorted(placement.rows, torch.tensor([start, stop])).tolist()
+    return dataclasses.replace(
+        placement,
+        rows=None if placement.rows is None else placement.rows[first:last] - start,
+        scale_rows=None if placement.scale_rows is None else placement.scale_rows[first:last],
+    )
+
+
+def _check_finite(tensor: Tensor, message: str) -> None:
+    # The extremes of a tensor with NaN are NaN; asking isfinite of every value would take three passes and a copy.
+    if tensor.numel() and not torch.isfinite(torch.stack(torch.aminmax(tensor))).all():
+        raise InputError(message)
 
 
 def _data_record(checkpoint: Checkpoint) -> dict[str, Any]:
     """What continued pre-training picks up from the data: final proportions and samples used per domain."""
-    dataset = (checkpoint.state.get("dataset_state") or {}).get("train") or {}
+    dataset = checkpoint.dataset()
     names = dataset.get("domains")
     return {
         entry: dict(zip(names, dataset[entry], strict=True)) if names else None

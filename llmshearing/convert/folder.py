@@ -41,7 +41,8 @@ def write_config(folder: Path, config: Mapping[str, Any], dtype: torch.dtype) ->
     }
     written.pop("_name_or_path", None)  # a path on the machine that trained
     written.pop("_attn_implementation_autoset", None)
-    write_json(folder / "config.json", written)
+    # Sorted, as transformers does: keys of sharded checkpoints come in another order.
+    write_json(folder / "config.json", json.loads(json.dumps(written, sort_keys=True)))
     tokens = {name: config.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     write_json(
         folder / "generation_config.json",

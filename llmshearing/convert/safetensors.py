@@ -1,27 +1,27 @@
-"""Write safetensors shards one tensor at a time, so that memory holds the largest tensor and not a shard."""
+"""Write safetensors shards piece by piece, so that memory holds neither a shard nor a whole tensor."""
 
 from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
+DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor to be written: ``make`` is called when its turn comes and must give this shape and dtype."""
+    """A tensor to be written: ``make`` is called when its turn comes and must give its values in order, in parts."""
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
-    make: Callable[[], Tensor]
+    make: Callable[[], Iterable[Tensor]]
 
     @property
     def num_bytes(self) -> int:
@@ -60,7 +60,7 @@ def _write_shard(path: Path, entries: Sequence[Entry]) -> None:
     for entry in entries:
         end = position + entry.num_bytes
         header[entry.name] = {
-            "dtype": _DTYPES[entry.dtype],
+            "dtype": DTYPES[entry.dtype],
             "shape": list(entry.shape),
             "data_offsets": [position, end],
         }
@@ -71,6 +71,8 @@ def _write_shard(path: Path, entries: Sequence[Entry]) -> None:
         file.write(struct.pack("<Q", len(encoded)))
         file.write(encoded)
         for entry in entries:
-            tensor = entry.make()
-            assert (tuple(tensor.shape), tensor.dtype) == (entry.shape, entry.dtype), entry.name
-            file.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+            written = 0
+            for part in entry.make():
+                assert part.dtype == entry.dtype, entry.name
+                written += file.write(part.contiguous().view(-1).view(torch.uint8).numpy().data)
+            assert written == entry.num_bytes, entry.name

@@ -133,7 +133,8 @@ class DynamicBatchLoading(Callback):
 
     def close(self, state: State, logger: Logger) -> None:
         """Leave no shared memory behind."""
-        training_dataset(state).unlink()
+        if isinstance(dataset := getattr(state.train_dataloader, "dataset", None), DynamicStreamingDataset):
+            dataset.unlink()
 
     def _loss(self, domain: str) -> float:
         for prefix in _EVAL_PREFIXES:

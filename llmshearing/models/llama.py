@@ -31,11 +31,14 @@ class ComposerLlama(HuggingFaceModel):
         pretrained: a Hugging Face folder or hub id to start from, in float32.
         config: instead of ``pretrained``, a config to initialise at random: a mapping of Hugging Face config names
             (``model_type`` defaults to ``llama``), or a folder or hub id that has a ``config.json``.
+        expected_config: Hugging Face config values that the model must have, so that a recipe for one model is not
+            run on another; a dry run takes them where ``pretrained`` is not here yet.
         tokenizer: saved with every checkpoint, so that conversion can write it out.
         attn_implementation: ``sdpa``, ``eager`` or ``flash_attention_2``.
 
     Raises:
-        InputError: neither or both of ``pretrained`` and ``config``; an unsupported family; weights that do not fit.
+        InputError: neither or both of ``pretrained`` and ``config``; an unsupported family; weights that do not fit;
+            another model than ``expected_config``.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class ComposerLlama(HuggingFaceModel):
         *,
         pretrained: str | None = None,
         config: Mapping[str, Any] | str | None = None,
+        expected_config: Mapping[str, Any] | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         attn_implementation: str = "sdpa",
     ) -> None:
@@ -51,10 +55,12 @@ class ComposerLlama(HuggingFaceModel):
                 "Give the model either `pretrained` (a Hugging Face folder or hub id) or `config`, not both."
             )
         if pretrained is not None:
+            check_expected(_read_config(pretrained), expected_config or {}, pretrained)
             model = load_pretrained(pretrained, attn_implementation=attn_implementation)
         else:
             assert config is not None
             hf_config = _make_config(config)
+            check_expected(hf_config, expected_config or {}, "config")
             hf_config.use_cache = False
             model = AutoModelForCausalLM.from_config(hf_config, attn_implementation=attn_implementation)
         shape = ModelShape.from_hf_config(model.config)
@@ -64,6 +70,10 @@ class ComposerLlama(HuggingFaceModel):
                 f"The tokenizer has {len(tokenizer)} tokens but the model's vocab_size is {shape.vocab_size}. "
                 "Use the model's own tokenizer."
             )
+        # What FSDP shards, and what activation checkpointing recomputes, as a unit.
+        layer = type(model.model.layers[0])
+        model.fsdp_wrap_fn = lambda module: isinstance(module, layer)
+        model.activation_checkpointing_fn = lambda module: isinstance(module, layer)
         super().__init__(model, tokenizer=cast(Any, tokenizer), use_logits=True, eval_metrics=[LanguageCrossEntropy()])
 
 
@@ -103,6 +113,21 @@ def check_family(config: PretrainedConfig, where: str) -> None:
     """
     if config.model_type not in FAMILIES:
         raise unknown_name(f"model_type in '{where}'", config.model_type, FAMILIES)
+
+
+def check_expected(config: PretrainedConfig, expected: Mapping[str, Any], where: str) -> None:
+    """Refuse a config that differs from what a recipe was written for.
+
+    Raises:
+        InputError: names each differing value.
+    """
+    found = {name: getattr(config, name, None) for name in expected}
+    differing = [f"{name} is {found[name]}, not {value}" for name, value in expected.items() if found[name] != value]
+    if differing:
+        raise InputError(
+            f"'{where}' is not the model that this recipe is for: {'; '.join(differing)}. "
+            "Correct model.expected_config, and what follows from it, or choose another recipe."
+        )
 
 
 def _read_config(path: str) -> PretrainedConfig:

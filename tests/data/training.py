@@ -69,6 +69,7 @@ def make_trainer(
     loader: dict[str, Any] | None = None,
     steer: Any = None,
     eval_interval: str = f"{ROUND}ba",
+    label_prefix: str = "",
     **settings: Any,
 ) -> Trainer:
     """A trainer over ``train_data`` with :class:`DynamicBatchLoading`; ``steer=False`` leaves that out."""
@@ -80,11 +81,14 @@ def make_trainer(
         {**shape, "shuffle_block_size": 40, **(dataset or {})},
         **{"num_workers": 0, **(loader or {})},
     )
+    evaluators = build_evaluators(str(eval_data), PROPORTIONS, batch_size=2)
+    for evaluator in evaluators:
+        evaluator.label = label_prefix + evaluator.label
     callbacks: list[Callback] = [] if steer is False else [steer or DynamicBatchLoading(REFERENCES)]
     return Trainer(
         model=model,
         train_dataloader=train_loader,
-        eval_dataloader=build_evaluators(str(eval_data), PROPORTIONS, batch_size=2),
+        eval_dataloader=evaluators,
         eval_interval=eval_interval,
         max_duration=duration,
         optimizers=torch.optim.AdamW(model.parameters(), 1e-2),

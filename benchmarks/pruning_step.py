@@ -1,0 +1,119 @@
+"""What masks cost: a training step with learned masks against a plain one of the same model.
+
+``python -m benchmarks.pruning_step`` prints, per size, the medians of interleaved steps in one process, the median of
+the ratios pair by pair, and the peak memory of both above what was in use before the model was built (one process
+each). Float32 on the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from llmshearing.pruning.learned import LearnedMasks
+from llmshearing.pruning.masked import MaskedModel
+from llmshearing.pruning.target import resolve_target, unit_groups
+from llmshearing.shape import ModelShape
+
+# name -> hidden size, layers, vocabulary, sequences, tokens per sequence
+SIZES = {"d256 L8 V4096": (256, 8, 4096, 4, 256), "d512 L8 V8192": (512, 8, 8192, 2, 256)}
+_MEGABYTE = 1024.0  # ru_maxrss is in kilobytes on Linux
+
+
+def make_step(size: str, *, masked: bool) -> Callable[[], float]:
+    """A function that runs one whole training step and returns its seconds."""
+    hidden, layers, vocabulary, sequences, length = SIZES[size]
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        vocab_size=vocabulary,
+        num_attention_heads=hidden // 32,
+        num_key_value_heads=hidden // 64,
+        intermediate_size=hidden * 11 // 4,
+        use_cache=False,
+    )
+    model = LlamaForCausalLM(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    ids = torch.randint(0, vocabulary, (sequences, length))
+    if masked:
+        source = ModelShape.from_hf_config(config)
+        half = {"hidden_size": hidden // 2, "num_hidden_layers": layers // 2, "num_key_value_heads": hidden // 128}
+        groups = unit_groups(source, resolve_target(source, {**half, "intermediate_size": hidden * 11 // 8}))
+        masks = LearnedMasks(
+            groups, lr=1.0, betas=(0.9, 0.95), warmup_steps=100, compat="paper", seed=0, device=torch.device("cpu")
+        )
+        masked_model = MaskedModel(model, source, groups, torch.device("cpu"))
+    count = 0
+
+    def step() -> float:
+        nonlocal count
+        begin = time.perf_counter()
+        if masked:
+            drawn = masks.draw(count)
+            masked_model.assign(drawn)
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if masked:
+            masked_model.backward(drawn)
+            masks.step(count)
+            masks.statistics(count)
+        count += 1
+        return time.perf_counter() - begin
+
+    return step
+
+
+def compare(size: str, *, steps: int) -> tuple[float, float, float]:
+    """Medians of plain and masked seconds, and of the ratio of neighbouring steps."""
+    plain, masked = make_step(size, masked=False), make_step(size, masked=True)
+    for _ in range(3):
+        plain(), masked()
+    pairs = [(plain(), masked()) for _ in range(steps)]
+    first, second = zip(*pairs, strict=True)
+    return statistics.median(first), statistics.median(second), statistics.median(b / a for a, b in pairs)
+
+
+def peak_memory(size: str, masked: bool) -> float:
+    """Peak megabytes of a few steps above what was in use before; call in a process of its own."""
+    torch.set_flush_denormal(True)
+    gc.collect()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step = make_step(size, masked=masked)
+    for _ in range(4):
+        step()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / _MEGABYTE
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.pruning_step", description=__doc__)
+    parser.add_argument("--steps", type=int, default=30, help="pairs of steps per size (default: 30)")
+    arguments = parser.parse_args()
+    torch.set_flush_denormal(True)
+    context = multiprocessing.get_context("spawn")
+    print(f"{'size':16}{'plain s':>10}{'masked s':>10}{'ratio':>8}{'plain MB':>10}{'masked MB':>11}{'ratio':>8}")
+    for size in SIZES:
+        plain, masked, ratio = compare(size, steps=arguments.steps)
+        memory = []
+        for with_masks in (False, True):
+            with context.Pool(1) as pool:
+                memory.append(pool.apply(peak_memory, (size, with_masks)))
+        print(
+            f"{size:16}{plain:10.4f}{masked:10.4f}{ratio:8.3f}{memory[0]:10.0f}{memory[1]:11.0f}"
+            f"{memory[1] / memory[0]:8.3f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""How much memory and compute training needs: pure arithmetic on shapes, for planning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmshearing.shape import ModelShape
+
+# Bytes that autocast to bfloat16 keeps for the backward pass, per token and layer, of transformers' LLaMA layer with a
+# fused attention kernel: two RMSNorms in float32 and the residual stream; gate, up and their product; queries, keys
+# and values before and after rotation, and what attention makes of them. tests/test_dry_run.py measures them.
+_PER_HIDDEN, _PER_INTERMEDIATE, _PER_QUERY = 30, 8, 10
+# Per token and vocabulary entry: logits in bfloat16 and float32, their log-softmax, and the gradient in both types.
+_PER_LOGIT = 16
+_FP32, _BF16 = 4, 2
+_ADAM = 2 * _FP32
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Estimated peak bytes on one device."""
+
+    states: float  # weights, gradients and Adam's moments in float32
+    gathered: float  # bfloat16 weights in use, and under FSDP their gradients before they are reduced
+    activations: float
+    logits: float
+
+    @property
+    def total(self) -> float:
+        """All parts, as if their peaks fell together."""
+        return self.states + self.gathered + self.activations + self.logits
+
+
+def training_memory(
+    shape: ModelShape, *, seq_len: int, microbatch_size: int, num_shards: int, sharded: bool, checkpointing: bool
+) -> Memory:
+    """Peak memory of mixed-precision training with Adam.
+
+    Args:
+        shape: the model that trains; for pruning the source.
+        seq_len: tokens per sequence.
+        microbatch_size: sequences in one forward pass on a device.
+        num_shards: devices that share the weights, gradients and moments under FSDP.
+        sharded: whether FSDP is used; without it every device holds everything.
+        checkpointing: whether each layer's activations are recomputed.
+    """
+    tokens = seq_len * microbatch_size
+    parameters = shape.num_parameters()
+    states = (2 * _FP32 + _ADAM) * parameters / (num_shards if sharded else 1)
+    root = shape.vocab_size * shape.hidden_size * (1 if shape.tie_word_embeddings else 2)
+    layer = (parameters - root) / shape.num_hidden_layers
+    # FSDP gathers the layer in use and the next one; embeddings and lm_head stay gathered.
+    gathered = _BF16 * (2 * layer + root) + _FP32 * (layer + root) if sharded else _BF16 * parameters
+    within = tokens * layer_activation_bytes(shape)
+    boundary = tokens * shape.hidden_size * (_BF16 if sharded else _FP32)
+    layers = shape.num_hidden_layers
+    activations = layers * boundary + within if checkpointing else layers * within
+    return Memory(states, gathered, activations, _PER_LOGIT * tokens * shape.vocab_size)
+
+
+def layer_activation_bytes(shape: ModelShape) -> int:
+    """Bytes per token that one layer keeps for its backward pass under bfloat16 autocast."""
+    queries = shape.num_attention_heads * shape.head_dim
+    return _PER_HIDDEN * shape.hidden_size + _PER_INTERMEDIATE * shape.intermediate_size + _PER_QUERY * queries
+
+
+def forward_flops(shape: ModelShape, *, seq_len: int) -> int:
+    """Floating-point operations per token of one forward pass, causal attention counted as half."""
+    lookup = 0 if shape.tie_word_embeddings else shape.vocab_size * shape.hidden_size
+    queries = shape.num_attention_heads * shape.head_dim
+    return 2 * (shape.num_parameters() - lookup) + 2 * shape.num_hidden_layers * queries * seq_len
+
+
+def training_flops(shape: ModelShape, *, seq_len: int, checkpointing: bool) -> int:
+    """Per token of one training step: forward, a backward of twice that, and with checkpointing the forward again."""
+    return forward_flops(shape, seq_len=seq_len) * (4 if checkpointing else 3)

@@ -1,0 +1,193 @@
+"""Build a recipe's parts without weights: models on the meta device, data where it is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from composer.utils import dist
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from llmshearing.convert.folder import sheared_config
+from llmshearing.data.callback import DynamicBatchLoading
+from llmshearing.data.dataset import DynamicStreamingDataset
+from llmshearing.data.preflight import check_names
+from llmshearing.dry_run.schedule import updates_proportions
+from llmshearing.errors import InputError
+from llmshearing.models.llama import ComposerLlama
+from llmshearing.pruning.masked import MaskedModel
+from llmshearing.pruning.target import resolve_target, unit_groups
+from llmshearing.registry import build
+from llmshearing.shape import ModelShape
+from llmshearing.train import load_tokenizer, parallelism
+
+META = torch.device("meta")
+
+
+@dataclass
+class Findings:
+    """What was not there to check, and what contradicts itself."""
+
+    absent: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def collect(self) -> Iterator[None]:
+        """Record bad input as a problem and go on, so that one dry run names them all."""
+        try:
+            yield
+        except (InputError, ValueError, TypeError) as error:
+            self.problems.append(str(error))
+
+
+def build_model(settings: Mapping[str, Any], findings: Findings) -> ComposerLlama:
+    """The recipe's model on the meta device.
+
+    Raises:
+        InputError: its config is nowhere to be read, or does not fit.
+    """
+    settings = {**settings, "attn_implementation": "sdpa"}  # the shapes are the same, and flash-attn need not be here
+    name = settings.pop("name")
+    if (pretrained := settings.get("pretrained")) is not None and not _is_here(pretrained):
+        findings.absent.append(f"model '{pretrained}': shapes are those of model.expected_config")
+        if not settings.get("expected_config"):
+            raise InputError(f"'{pretrained}' is not here; give its sizes as model.expected_config, or fetch it.")
+        settings.update(pretrained=None, config=settings["expected_config"])
+    elif pretrained is not None:
+        settings.update(pretrained=None, config=pretrained)
+    with META:
+        return build("model", name, settings, tokenizer=None)
+
+
+def _is_here(model: str) -> bool:
+    """A folder, or a hub id whose config is in the local cache."""
+    if Path(model).exists():
+        return True
+    try:
+        AutoConfig.from_pretrained(model, local_files_only=True)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def build_target(model: ComposerLlama, target: Mapping[str, int]) -> ModelShape:
+    """Mask the model and build the model that shearing gives, both on the meta device.
+
+    Raises:
+        InputError: the masks cannot reach the target.
+    """
+    config = model.model.config
+    source = ModelShape.from_hf_config(config)
+    shape = resolve_target(source, target)
+    groups = unit_groups(source, shape)
+    if not groups:
+        raise InputError(f"The target equals the source model ({source}): there is nothing to prune.")
+    MaskedModel(model.model, source, groups, META)
+    sheared = sheared_config(config.to_dict(), shape, list(range(shape.num_hidden_layers)))
+    with META:
+        built = AutoModelForCausalLM.from_config(AutoConfig.for_model(**sheared))
+    assert sum(parameter.numel() for parameter in built.parameters()) == shape.num_parameters()
+    return shape
+
+
+def build_tokenizer(recipe: Mapping[str, Any], findings: Findings) -> PreTrainedTokenizerBase | None:
+    """The tokenizer, if it can be read without the network."""
+    settings = dict(recipe["tokenizer"])
+    settings["kwargs"] = {**(settings.get("kwargs") or {}), "local_files_only": True}
+    try:
+        return load_tokenizer(settings, recipe["max_seq_len"])
+    except InputError as error:
+        if "There is no tokenizer" not in str(error):
+            raise
+        findings.absent.append(f"tokenizer '{settings['name']}': the vocabulary is not checked")
+        return None
+
+
+def build_rest(recipe: Mapping[str, Any], model: ComposerLlama, findings: Findings) -> None:
+    """Optimizer, scheduler, algorithms, callbacks, loggers and FSDP, each as training builds it."""
+    for section, given in (("optimizer", {"params": model.parameters()}), ("scheduler", {})):
+        with findings.collect():
+            settings = dict(recipe[section])
+            build(section, settings.pop("name"), settings, **given)
+    for section in ("algorithms", "callbacks", "loggers"):
+        for name, settings in recipe[section].items():
+            with findings.collect():
+                if (path := _absent_file((settings or {}).get("reference_losses"))) is not None:
+                    findings.absent.append(f"reference losses '{path}': see python -m llmshearing.reference_loss")
+                    settings = {**settings, "reference_losses": {}}
+                part = build(section, name, settings)
+                if isinstance(part, DynamicBatchLoading) and path is None and updates_proportions(dict(recipe)):
+                    _check_domains(recipe, part)
+    with findings.collect():
+        parallelism(recipe["fsdp_config"])
+
+
+def _check_domains(recipe: Mapping[str, Any], loading: DynamicBatchLoading) -> None:
+    proportions = recipe["train_loader"].get("dataset", {}).get("proportions")
+    if isinstance(proportions, Mapping):
+        check_names("reference losses", loading.reference_losses, proportions)
+
+
+def _absent_file(value: Any) -> str | None:
+    return value if isinstance(value, str) and not Path(value).is_file() else None
+
+
+@dataclass(frozen=True)
+class Data:
+    """What the data folders hold."""
+
+    sequences: dict[str, int]  # of training, by domain
+    shares: dict[str, float]  # of the first round
+    eval_sequences: int
+
+
+def open_data(recipe: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None, findings: Findings) -> Data | None:
+    """Open training and evaluation data as training does; ``None`` where some of it is not here.
+
+    Raises:
+        InputError: it does not fit the recipe.
+    """
+    loader = dict(recipe["train_loader"])
+    name, dataset = loader.pop("name"), loader.get("dataset") or {}
+    files = [path for key in ("proportions", "start") if (path := _absent_file(dataset.get(key))) is not None]
+    absent = [f"'{path}': pruning and `convert shear` write it" for path in dict.fromkeys(files)]
+    evaluation = dict(recipe["eval_loader"] or {})
+    absent += [
+        f"data '{local}': python data_prep/prepare.py writes it"
+        for local, remote in ((part.get("local"), part.get("remote")) for part in (dataset, evaluation))
+        if isinstance(local, str) and remote is None and not Path(local).is_dir()
+    ]
+    findings.absent += absent
+    if absent:
+        return None
+    batch_size = max(1, recipe["global_train_batch_size"] // dist.get_world_size())
+    train = build("train_loader", name, loader, tokenizer=tokenizer, device_batch_size=batch_size).dataloader.dataset
+    assert isinstance(train, DynamicStreamingDataset)
+    try:
+        if train.seq_len not in (None, recipe["max_seq_len"]):
+            raise InputError(
+                f"The data holds sequences of {train.seq_len} tokens, but max_seq_len is {recipe['max_seq_len']}: "
+                "make them equal."
+            )
+        sequences = dict(zip(train.domains, map(int, train.samples_per_stream), strict=True))
+        shares = dict(zip(train.domains, train.rounds.newest.proportions, strict=True))
+    finally:
+        train.unlink()
+    return Data(sequences, shares, _eval_sequences(recipe, evaluation, sequences, tokenizer))
+
+
+def _eval_sequences(
+    recipe: Mapping[str, Any],
+    settings: dict[str, Any],
+    domains: Mapping[str, int],
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> int:
+    if not settings:
+        return 0
+    given = {"domains": list(domains), "batch_size": recipe["device_eval_batch_size"], "tokenizer": tokenizer}
+    evaluators = build("eval_loader", settings.pop("name"), settings, **given)
+    return sum(len(evaluator.dataloader.dataloader.dataset) for evaluator in evaluators)

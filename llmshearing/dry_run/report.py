@@ -1,0 +1,151 @@
+"""``dry_run=true`` on any recipe: build it without weights, check it, and say what it would take.
+
+``composer -m llmshearing.train RECIPE.yaml dry_run=true``, or ``dry_run.num_devices=16 dry_run.device_tflops=200`` to
+plan for other devices than those of this run.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from composer.utils import dist, get_device
+
+from llmshearing.dry_run import estimates, parts, schedule
+from llmshearing.dry_run.parts import Data, Findings
+from llmshearing.errors import InputError, unknown_name
+from llmshearing.shape import ModelShape
+
+
+@dataclass(frozen=True)
+class Devices:
+    """What a dry run plans for.
+
+    Args:
+        num_devices: how many.
+        device_tflops: 10^12 floating-point operations per second that one really does, not its peak: 150 is about half
+            of an A100's peak in bfloat16.
+    """
+
+    num_devices: int
+    device_tflops: float = 150.0
+
+    @classmethod
+    def from_recipe(cls, value: bool | Mapping[str, Any]) -> Self:
+        """From ``dry_run: true`` or ``dry_run: {num_devices, device_tflops}``.
+
+        Raises:
+            InputError: an unknown key, or a number that is not above 0.
+        """
+        settings = {"num_devices": dist.get_world_size(), **(value if isinstance(value, Mapping) else {})}
+        for key, number in settings.items():
+            if key not in ("num_devices", "device_tflops"):
+                raise unknown_name("key in dry_run", key, ("num_devices", "device_tflops"))
+            if not isinstance(number, (int, float)) or not number > 0:
+                raise InputError(f"dry_run.{key} is {number!r}; it must be above 0.")
+        return cls(**settings)
+
+
+def dry_run(recipe: dict[str, Any]) -> None:
+    """Check a recipe and write what it would take to stdout.
+
+    Args:
+        recipe: complete, from :func:`~llmshearing.recipe.load_recipe`.
+
+    Raises:
+        InputError: the recipe contradicts itself or what it found; names every contradiction.
+    """
+    dist.initialize_dist(get_device(recipe["device"]), timeout=recipe["dist_timeout"])
+    devices = Devices.from_recipe(recipe["dry_run"])
+    findings = Findings()
+    lines = describe(recipe, devices, findings)
+    if dist.get_global_rank() == 0:
+        sys.stdout.write("\n".join([*lines, *(f"not here    {what}" for what in findings.absent), ""]))
+    if findings.problems:
+        raise InputError("The recipe cannot run:" + "".join(f"\n  - {problem}" for problem in findings.problems))
+
+
+def describe(recipe: dict[str, Any], devices: Devices, findings: Findings) -> list[str]:
+    """The report's lines; what is wrong or was not there goes into ``findings``.
+
+    Raises:
+        InputError: the model or the duration cannot be told, without which there is nothing to report.
+    """
+    duration = schedule.batches(recipe["max_duration"], recipe, "max_duration")
+    with findings.collect():
+        findings.problems += schedule.problems(recipe, num_devices=devices.num_devices)
+    model = parts.build_model(recipe["model"], findings)
+    source = ModelShape.from_hf_config(model.model.config)
+    assert sum(parameter.numel() for parameter in model.parameters()) == source.num_parameters()
+    if (positions := model.model.config.max_position_embeddings) < recipe["max_seq_len"]:
+        findings.problems.append(f"max_seq_len is {recipe['max_seq_len']}, but the model has {positions} positions.")
+    parts.build_rest(recipe, model, findings)
+    tokenizer = data = None
+    with findings.collect():
+        tokenizer = parts.build_tokenizer(recipe, findings)
+        if tokenizer is not None and len(tokenizer) > source.vocab_size:
+            raise InputError(
+                f"The tokenizer has {len(tokenizer)} tokens but the model's vocab_size is {source.vocab_size}: use the "
+                "model's own."
+            )
+    with findings.collect():
+        data = parts.open_data(recipe, tokenizer, findings)
+    lines = [f"Dry run of '{recipe['run_name']}' for {devices.num_devices} devices. Nothing is loaded or trained."]
+    lines += [f"model       {source}: {source.num_parameters():,} parameters"]
+    if (pruning := recipe["algorithms"].get("targeted_pruning")) is not None:
+        with findings.collect():
+            target = parts.build_target(model, pruning.get("target") or {})
+            share = target.num_parameters() / source.num_parameters()
+            lines += [f"target      {target}: {target.num_parameters():,} parameters, {share:.1%} of the model"]
+    lines += _data_lines(data, recipe, duration)
+    return lines + _cost_lines(source, recipe, duration, devices, data)
+
+
+def _data_lines(data: Data | None, recipe: Mapping[str, Any], duration: float) -> list[str]:
+    sequences = duration * recipe["global_train_batch_size"]
+    lines = [
+        f"tokens      {duration:,.0f} batches of {recipe['global_train_batch_size']} sequences of "
+        f"{recipe['max_seq_len']}: {sequences * recipe['max_seq_len']:,.0f}"
+    ]
+    for domain, available in data.sequences.items() if data else ():
+        passes = data.shares[domain] * sequences / available if data else 0.0
+        lines += [f"data        {domain}: {available:,} sequences, {passes:.2f} passes at the first round's share"]
+    return lines
+
+
+def _cost_lines(
+    shape: ModelShape, recipe: Mapping[str, Any], duration: float, devices: Devices, data: Data | None
+) -> list[str]:
+    seq_len, fsdp = recipe["max_seq_len"], recipe["fsdp_config"]
+    checkpointing = bool((fsdp or {}).get("activation_checkpointing"))
+    microbatch = recipe["device_train_microbatch_size"]
+    memory = estimates.training_memory(
+        shape,
+        seq_len=seq_len,
+        microbatch_size=1 if microbatch == "auto" else microbatch,
+        num_shards=devices.num_devices,
+        sharded=fsdp is not None,
+        checkpointing=checkpointing,
+    )
+    tokens = duration * recipe["global_train_batch_size"] * seq_len
+    training = tokens * estimates.training_flops(shape, seq_len=seq_len, checkpointing=checkpointing)
+    evaluation = 0.0
+    if data is not None:
+        interval = schedule.batches(recipe["eval_interval"], dict(recipe), "eval_interval")
+        evaluated = duration // interval * data.eval_sequences * seq_len
+        evaluation = evaluated * estimates.forward_flops(shape, seq_len=seq_len)
+    hours = (training + evaluation) / (devices.device_tflops * 1e12) / 3600
+    return [
+        f"memory      about {memory.total / 1e9:.1f} GB per device (estimate): weights, gradients and Adam "
+        f"{memory.states / 1e9:.1f}, gathered {memory.gathered / 1e9:.1f}, activations {memory.activations / 1e9:.1f}, "
+        f"logits {memory.logits / 1e9:.1f}; {'1 (auto)' if microbatch == 'auto' else microbatch} sequences at a time",
+        f"compute     about {training + evaluation:.2e} FLOP (estimate{', of the dense source' if _prunes(recipe) else ''}"
+        f"{'' if data else ', without evaluation'}): {hours:,.1f} device-hours at {devices.device_tflops:g} TFLOP/s, "
+        f"{hours / devices.num_devices:,.1f} hours on {devices.num_devices}",
+    ]
+
+
+def _prunes(recipe: Mapping[str, Any]) -> bool:
+    return "targeted_pruning" in recipe["algorithms"]

@@ -1,0 +1,84 @@
+"""Cross-checks of a recipe's batch sizes and times, from the recipe alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from composer.core import Time, TimeUnit
+
+from llmshearing.errors import InputError
+
+
+def batches(time: str | int, recipe: dict[str, Any], key: str) -> float:
+    """A recipe's time in batches.
+
+    Raises:
+        InputError: not a time, or in a unit that training data without an end does not have.
+    """
+    try:
+        value = Time.from_timestring(str(time))
+    except ValueError as error:
+        raise InputError(f"{key} is '{time}', which is not a time such as '640ba' or '0.03dur'.") from error
+    sequences = recipe["global_train_batch_size"]
+    if value.unit == TimeUnit.DURATION and key != "max_duration":
+        return value.value * batches(recipe["max_duration"], recipe, "max_duration")
+    per_batch = {TimeUnit.BATCH: 1, TimeUnit.SAMPLE: sequences, TimeUnit.TOKEN: sequences * recipe["max_seq_len"]}
+    if value.unit not in per_batch:
+        raise InputError(f"{key} is '{time}'; the data has no end, so give it in ba (batches), sp or tok.")
+    return value.value / per_batch[value.unit]
+
+
+def updates_proportions(recipe: dict[str, Any]) -> bool:
+    """Whether the data mix moves."""
+    loading = recipe["callbacks"].get("dynamic_batch_loading", {"update_type": "constant"})
+    return (loading or {}).get("update_type", "doremi") != "constant"
+
+
+def problems(recipe: dict[str, Any], *, num_devices: int) -> Iterator[str]:
+    """What contradicts itself in batch sizes and times; each message names the remedy.
+
+    Raises:
+        InputError: max_duration or another time is not one.
+    """
+    yield from _batch_problems(recipe, num_devices)
+    duration = batches(recipe["max_duration"], recipe, "max_duration")
+    warmups = {"scheduler.t_warmup": recipe["scheduler"].get("t_warmup", "0ba")}
+    if (pruning := recipe["algorithms"].get("targeted_pruning")) is not None:
+        warmups["algorithms.targeted_pruning.warmup"] = pruning.get("warmup", "640ba")
+    for key, time in warmups.items():
+        if (warmup := batches(time, recipe, key)) >= duration:
+            yield f"{key} takes {warmup:g} batches, but training has only {duration:g}: shorten it."
+    if updates_proportions(recipe):
+        yield from _round_problems(recipe, duration)
+    if recipe["precision"] == "amp_fp16" and pruning is not None:
+        yield "precision amp_fp16 would scale the masks' gradients: use amp_bf16."
+
+
+def _batch_problems(recipe: dict[str, Any], num_devices: int) -> Iterator[str]:
+    batch, microbatch = recipe["global_train_batch_size"], recipe["device_train_microbatch_size"]
+    if batch % num_devices:
+        yield (
+            f"global_train_batch_size is {batch}, which {num_devices} devices cannot share evenly: "
+            f"choose a multiple of {num_devices}."
+        )
+    elif microbatch != "auto" and microbatch > batch // num_devices:
+        yield (
+            f"device_train_microbatch_size is {microbatch}, but each of {num_devices} devices gets only "
+            f"{batch // num_devices} of {batch} sequences: lower it, or use fewer devices."
+        )
+
+
+def _round_problems(recipe: dict[str, Any], duration: float) -> Iterator[str]:
+    evaluation = recipe["eval_loader"]
+    if evaluation is None:
+        yield "dynamic_batch_loading reads each domain's evaluation loss, but there is no eval_loader: add one."
+        return
+    update = recipe["train_loader"].get("dataset", {}).get("update_interval", 0)
+    key = "eval_loader.eval_interval" if evaluation.get("eval_interval") else "eval_interval"
+    interval = batches(evaluation.get("eval_interval") or recipe["eval_interval"], recipe, key)
+    if update and update < duration and (not interval or (update / interval) % 1):
+        yield (
+            f"{key} is {interval:g} batches and the mix is updated every {update}: domains would not be evaluated when "
+            f"a round ends. Set it to {update}ba (train_loader.dataset.update_interval) or to a part of it."
+        )

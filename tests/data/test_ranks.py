@@ -1,0 +1,63 @@
+"""The same training on 1, 2, 3 and 4 ranks, by real processes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.data.launch import global_batches, results, start
+from tests.data.training import Recorder, make_trainer
+
+pytestmark = [pytest.mark.dist, pytest.mark.slow]
+
+
+@pytest.fixture
+def eval_data(make_data: Callable[..., Path]) -> Path:
+    return make_data(code=5, web=3, books=4)
+
+
+def test_ranks_and_restarts_do_not_matter(data: Path, eval_data: Path, tmp_path: Path) -> None:
+    expected = Recorder()
+    alone = make_trainer(data, eval_data, expected)
+    alone.fit()
+    alone.close()
+    both = {"train_data": data, "eval_data": eval_data}
+
+    saves = {"save_folder": tmp_path / "saves", "save_interval": "1ba", "duration": "7ba"}
+    two = results(start(2, tmp_path / "2", loader={"num_workers": 3}, **both, **saves), tmp_path / "2")
+    assert global_batches(two) == expected.batches[:7]
+
+    # From within a round on 2 ranks with 3 workers each, to 3 ranks with 1, to 4 with none.
+    saves = {"save_folder": tmp_path / "saves3", "save_interval": "1ba", "duration": "9ba"}
+    load = {"load_path": tmp_path / "saves" / "ep0-ba7-rank0.pt", "loader": {"num_workers": 1}}
+    three = results(start(3, tmp_path / "3", **both, **saves, **load), tmp_path / "3")
+    assert global_batches(three) == expected.batches[7:9]
+
+    load = {"load_path": tmp_path / "saves3" / "ep0-ba9-rank0.pt"}
+    four = results(start(4, tmp_path / "4", **both, **load), tmp_path / "4")
+    assert global_batches(four) == expected.batches[9:]
+
+    for rank in (*two, *three, *four):
+        for proportions in rank["proportions"]:
+            nearest = min(np.abs(np.subtract(proportions, known)).max() for known in expected.proportions)
+            assert nearest < 1e-5
+    for ranks in (two, three, four):
+        assert all(rank["proportions"] == ranks[0]["proportions"] for rank in ranks)
+
+
+def test_each_eval_sequence_counts_once_on_any_ranks(data: Path, eval_data: Path, tmp_path: Path) -> None:
+    alone = make_trainer(data, eval_data, Recorder(), duration="4ba")
+    alone.fit()
+    alone.close()
+    out = tmp_path / "3"
+    seen = results(start(3, out, train_data=data, eval_data=eval_data, duration="4ba"), out)
+    for domain, sequences in {"code": 5, "web": 3, "books": 4}.items():  # one, none and two too few for 3 ranks
+        parts = [rank["metrics"][domain] for rank in seen]
+        assert sum(part["total_items"] for part in parts) == sequences * 7  # 8 tokens predict 7
+        loss = sum(part["sum_loss"] for part in parts) / (sequences * 7)
+        known = float(alone.state.eval_metrics[domain]["LanguageCrossEntropy"].compute())
+        assert math.isclose(loss, known, rel_tol=1e-5)
