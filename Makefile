@@ -9,14 +9,16 @@ UV_VERSION := 0.13.9
 # Waiting threads of torch's pool sleep instead of spinning: on a shared machine steps are up to three times faster.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help install demo test test-dist bench lint format lock clean
+.PHONY: help install demo debug test test-dist bench bench-convert lint format lock clean
 
 help:
 	@echo "make install    build $(VENV) from requirements.lock"
 	@echo "make demo       the whole method on a small real model, about 15 minutes on 2 CPU cores"
+	@echo "make debug      20 batches of pruning on tiny data, to see that everything runs: under two minutes"
 	@echo "make test       all tests"
 	@echo "make test-dist  only those that start several processes"
 	@echo "make bench      the benchmarks, printed as tables"
+	@echo "make bench-convert  shearing 1.3 B parameters, 13 GB of disk; SCALE=7b for Llama-2-7B, 35 GB"
 	@echo "make lint       style and types"
 	@echo "make clean      remove what the other targets made"
 
@@ -33,6 +35,16 @@ $(INSTALLED): requirements.lock setup.py
 demo: install
 	$(BIN)/python -m demo.run
 
+debug: install runs/debug/data/manifest.json
+	$(BIN)/composer -m llmshearing.train yamls/debug/prune.yaml
+
+runs/debug/data/manifest.json: data_prep/debug_corpus.py | install
+	rm -rf runs/debug
+	$(BIN)/python data_prep/debug_corpus.py runs/debug/corpus
+	$(BIN)/python data_prep/train_tokenizer.py runs/debug/corpus runs/debug/tokenizer --vocab-size 1024
+	$(BIN)/python data_prep/prepare.py runs/debug/corpus runs/debug/data --tokenizer runs/debug/tokenizer --seq-len 128 \
+		--eval-sequences 16 --workers 1
+
 test: install
 	$(BIN)/python -m pytest
 
@@ -43,6 +55,9 @@ bench: install
 	$(BIN)/python -m benchmarks.pruning_step
 	$(BIN)/python -m benchmarks.streaming_speed
 	$(BIN)/python -m benchmarks.prepare
+
+bench-convert: install
+	$(BIN)/python -m benchmarks.convert --scale $(or $(SCALE),1b)
 
 lint: install
 	$(BIN)/ruff check .

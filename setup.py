@@ -32,11 +32,17 @@ setup(
         "tqdm>=4.66",
         "numpy>=1.26,<2.3",
         "pyarrow>=14",
-        "zstandard>=0.22",
     ],
+    # LLM Foundry finds these by name once it is installed beside us; nothing here imports it.
+    entry_points={
+        "llmfoundry_algorithms": ["targeted_pruning = llmshearing.pruning.algorithm:TargetedPruning"],
+        "llmfoundry_callbacks": ["dynamic_batch_loading = llmshearing.data.callback:DynamicBatchLoading"],
+        "llmfoundry_dataloaders": ["dynamic_streaming = llmshearing.data.loaders:build_dynamic_streaming_dataloader"],
+        "llmfoundry_models": ["composer_llama = llmshearing.models.llama:ComposerLlama"],
+    },
     extras_require={
         "flash": ["flash-attn>=2.7,<3"],
         "foundry": ["llm-foundry>=0.22,<0.23"],
-        "dev": ["pytest>=8", "ruff>=0.14", "mypy>=1.18", "hypothesis>=6", "types-PyYAML", "setuptools>=77", "wheel"],
+        "dev": ["pytest>=8", "ruff>=0.14", "mypy>=1.18", "setuptools>=77", "wheel"],
     },
 )

@@ -10,6 +10,7 @@ Three measures, on data that is written for the purpose:
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import logging
@@ -18,7 +19,7 @@ import tempfile
 import time
 import tracemalloc
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +76,10 @@ def dynamic(root: Path, workers: int, *, held: bool) -> DynamicDataLoader:
     return DynamicDataLoader(dataset, batch_size=BATCH, num_workers=workers)
 
 
-def rate(batches: Iterator[Any]) -> float:
-    """Samples per second over the next :data:`BATCHES`."""
-    for _ in range(10):  # refill what idle workers had ready
+def rate(make: Callable[[], Any]) -> float:
+    """Samples per second over :data:`BATCHES` batches, once the workers have started."""
+    batches = iter(make())
+    for _ in range(20):
         next(batches)
     begin = time.perf_counter()
     for _ in range(BATCHES):
@@ -90,18 +92,14 @@ def compare_speed(root: Path) -> None:
     print(f"Samples of {SEQ_LEN} tokens per second, medians of {TURNS} turns of {BATCHES} batches of {BATCH}:\n")
     print("| workers | plain, as stored | plain, as needed | dynamic | of as stored | of as needed |")
     print("|---|---|---|---|---|---|")
-    for workers in (0, 1, 2):
-        makers: list[Callable[[], Any]] = [
-            lambda workers=workers: plain(root, workers),
-            lambda workers=workers: plain(root, workers, collate_fn=as_needed),
-            lambda workers=workers: dynamic(root, workers, held=True),
-        ]
-        rates: list[list[float]] = [[] for _ in makers]
-        for _ in range(TURNS):
-            for make, measured in zip(makers, rates, strict=True):
-                measured.append(rate(iter(make())))
-                gc.collect()
-        stored, needed, ours = (statistics.median(measured) for measured in rates)
+    for workers in (1, 2):
+        makers = (
+            functools.partial(plain, root, workers),
+            functools.partial(plain, root, workers, collate_fn=as_needed),
+            functools.partial(dynamic, root, workers, held=True),
+        )
+        turns = [[rate(make) for make in makers] for _ in range(TURNS)]
+        stored, needed, ours = (statistics.median(rates) for rates in zip(*turns, strict=True))
         print(
             f"| {workers} | {stored:,.0f} | {needed:,.0f} | {ours:,.0f} | {ours / stored:.2f}x | {ours / needed:.2f}x |"
         )
@@ -171,7 +169,7 @@ def measure_scale(root: Path, *, shards: int = 4000) -> None:
         folder = root / f"scale{samples}"
         write_index(folder / "web", shards=shards, samples=samples)
         settings: dict[str, Any] = {"local": str(folder), "proportions": {"web": 1.0}, "update_interval": INTERVAL}
-        opened, open_peak, dataset = cost(lambda s=settings: DynamicStreamingDataset(**s, batch_size=BATCH))
+        opened, open_peak, dataset = cost(functools.partial(DynamicStreamingDataset, **settings, batch_size=BATCH))
 
         def plan(dataset: DynamicStreamingDataset = dataset) -> Any:
             dataset._orders.clear()  # a new process knows no order yet

@@ -83,7 +83,7 @@ def prune(golden: Path, data: Path, out: Path, settings: dict[str, Any], **pruni
         algorithms=[algorithm, GradientClipping("norm", settings["grad_clip_norm"])],
         callbacks=[DynamicBatchLoading(references, clip=False)],  # as the original updates
         save_folder=str(out / "checkpoints"),
-        save_interval="1dur",
+        save_interval=f"{settings['steps']}ba",
         seed=settings["seed"],
         device="cpu",
         progress_bar=False,

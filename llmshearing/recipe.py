@@ -109,4 +109,15 @@ def _check(recipe: dict[str, Any], path: str | Path) -> dict[str, Any]:
         for name in complete[section]:
             if name not in COMPONENTS[section]:
                 raise unknown_name(f"name in {section}", name, COMPONENTS[section])
+    for key in ("eval_interval", "save_interval"):
+        complete[key] = _in_batches(str(complete[key]), str(complete["max_duration"]))
     return complete
+
+
+def _in_batches(interval: str, max_duration: str) -> str:
+    """A share of the run (``0.5dur``) in batches: Composer cannot work it out for data without an end."""
+    if not interval.endswith("dur"):
+        return interval
+    if not max_duration.endswith("ba"):
+        raise InputError(f"An interval of '{interval}' needs a max_duration in batches, not '{max_duration}'.")
+    return f"{max(1, round(float(interval[:-3]) * int(max_duration[:-2])))}ba"

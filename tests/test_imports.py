@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import entry_points
 
 import pytest
 
 import llmshearing
+from llmshearing.registry import resolve
 
 
 @pytest.mark.parametrize(
@@ -27,3 +29,17 @@ def test_public_names_are_there(name: str) -> None:
 def test_other_names_are_not() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         llmshearing.Nothing  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("algorithms", "targeted_pruning"),
+        ("callbacks", "dynamic_batch_loading"),
+        ("dataloaders", "dynamic_streaming"),
+        ("models", "composer_llama"),
+    ],
+)
+def test_llm_foundry_finds_our_parts_by_the_names_that_recipes_use(kind: str, name: str) -> None:
+    (entry,) = entry_points(group=f"llmfoundry_{kind}", name=name)
+    assert entry.load() is resolve({"dataloaders": "train_loader", "models": "model"}.get(kind, kind), name)

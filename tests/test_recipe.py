@@ -54,6 +54,11 @@ def test_overrides_and_interpolations_and_defaults(recipe: Path) -> None:
     assert loaded["autoresume"] is False
 
 
+def test_intervals_given_as_a_share_become_batches(recipe: Path) -> None:
+    loaded = load_recipe(recipe, ["max_duration=200ba", "eval_interval=0.25dur"])
+    assert (loaded["eval_interval"], loaded["save_interval"]) == ("50ba", "200ba")
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -1,8 +1,10 @@
 """Composer checkpoints to Hugging Face folders: ``python -m llmshearing.convert``.
 
-    checkpoint file     single_file.py  \                                     commands.py
-                                         checkpoint.py: tensors on disk    ->  some rows at a time  ->  safetensors.py
-    sharded checkpoint  sharded.py      /  (stored.py), config, masks          layout.py: complete?     folder.py
+    single_file.py, sharded.py    a checkpoint as Composer wrote it -> checkpoint.py: config, masks, data state
+    stored.py                     tensors that stay on disk, read some rows at a time
+    layout.py                     the tensors that a model of the config has: exactly these must be there
+    commands.py                   shear, export: rows in, what is kept of them out
+    safetensors.py, folder.py     weights and what surrounds them, written
 
 Nothing here imports Composer or transformers: a conversion starts in about two seconds and needs no GPU.
 """

@@ -62,6 +62,8 @@ def write_tokenizer(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> Non
         if Path(name).name != name:
             raise InputError(f"The checkpoint's tokenizer has a file '{name}' outside its folder; it is refused.")
         path = folder / name
+        if name == "tokenizer_config.json":  # sharded checkpoints keep no empty mappings
+            content = {key: value for key, value in content.items() if value != {}}
         if extension == ".json":
             path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         elif extension == ".txt":

@@ -22,11 +22,13 @@ from llmshearing.convert.stored import Piece, StoredTensor, load_archive, locate
 from llmshearing.errors import InputError
 
 
-class _Index(SimpleNamespace):
+class _Index:
     """``MetadataIndex``: a leaf, or the piece of a tensor that begins at ``offset``."""
 
-    fqn: str
     offset: tuple[int, ...] | None = None
+
+    def __init__(self, fqn: str, offset: tuple[int, ...] | None) -> None:
+        self.fqn, self.offset = fqn, offset
 
     def __hash__(self) -> int:
         return hash((self.fqn, self.offset))
@@ -88,6 +90,7 @@ class Sharded(Checkpoint):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._metadata = self._read_metadata()
+        self._check_files()
         self.tensors = {
             keys[-1].removeprefix(MODEL_PREFIX): self._stored(name)
             for name, keys in self._metadata.planner_data.items()
@@ -125,18 +128,24 @@ class Sharded(Checkpoint):
             ) from error
         return found
 
+    def _check_files(self) -> None:
+        ends: dict[str, int] = {}
+        for part in self._metadata.storage_data.values():
+            ends[part.relative_path] = max(ends.get(part.relative_path, 0), part.offset + part.length)
+            if getattr(part, "transform_descriptors", None):
+                raise InputError(f"'{self.path}' is compressed, which conversion does not read.")
+        for name, end in ends.items():
+            file = self.path / name
+            if file.parent != self.path or not file.is_file():
+                raise InputError(f"'{self.path}' lacks its file '{name}'. Copy the whole folder.")
+            if file.stat().st_size < end:
+                raise InputError(f"'{file}' is truncated: it has {file.stat().st_size} bytes of {end}.")
+
     def _slice(self, name: str, offset: tuple[int, ...] | None = None) -> SimpleNamespace:
         """Where the bytes of a leaf or of a tensor's piece lie."""
-        found = self._metadata.storage_data.get(_Index(fqn=name, offset=offset))
+        found = self._metadata.storage_data.get(_Index(name, offset))
         if found is None:
             raise InputError(f"'{self.path / '.metadata'}' does not say where '{name}' is stored.")
-        file = self.path / found.relative_path
-        if file.parent != self.path or not file.is_file():
-            raise InputError(f"'{self.path}' lacks its file '{found.relative_path}', which holds '{name}'.")
-        if getattr(found, "transform_descriptors", None):
-            raise InputError(f"'{file}' is compressed, which conversion does not read.")
-        if file.stat().st_size < found.offset + found.length:
-            raise InputError(f"'{file}' ends before '{name}' does: the file is truncated.")
         return found
 
     def _leaf(self, name: str) -> Any:

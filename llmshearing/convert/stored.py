@@ -169,7 +169,7 @@ def locate(placeholder: Tensor, path: Path, *, start: int = 0, offset: int = 0) 
     if first is None or not placeholder.is_contiguous():
         raise InputError(f"'{path}' stores a tensor in a layout that conversion does not read.")
     num_rows = placeholder.shape[0] if placeholder.dim() else 1
-    begin = offset + first + placeholder.storage_offset() * placeholder.element_size()
+    begin = offset + first + int(placeholder.storage_offset()) * placeholder.element_size()
     return Piece(path, begin, start, start + num_rows)
 
 

@@ -15,7 +15,7 @@ from composer.utils import dist
 
 from llmshearing.data.dataset import DynamicStreamingDataset
 from llmshearing.data.evaluation import METRIC
-from llmshearing.data.preflight import check_evaluators, check_names, report_exhaustion
+from llmshearing.data.preflight import check_evaluators, check_names, report_cache, report_exhaustion
 from llmshearing.data.proportions import effective_domains, excess_losses, update_proportions
 from llmshearing.errors import InputError, unknown_name
 from llmshearing.fileio import read_json
@@ -66,11 +66,14 @@ class DynamicBatchLoading(Callback):
         self.update_type = update_type
         self.floor = floor
         self._settings: dict[str, Any] = {"clip": clip, "eta": eta, "smoothing": smoothing, "max_change": max_change}
+        update_proportions([1.0], [0.0], [0.0], **self._settings)  # refuses wrong settings now, not after a round
         self._losses: dict[str, float] = {}
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Check that every part fits before the first batch, and say which domains can run out."""
         dataset = training_dataset(state)
+        if state.dataloader_len is not None:
+            raise InputError("The training data is one endless epoch. Leave train_subset_num_batches out.")
         if state.timestamp.batch > 0 and "train" not in state.dataset_resumption:
             # A second fit() in one process: Composer would skip the batches that it thinks the dataset repeats.
             dataset.load_state_dict(dataset.state_dict(int(state.timestamp.sample_in_epoch)))
@@ -80,8 +83,12 @@ class DynamicBatchLoading(Callback):
             dataset.rounds.hold()
         else:
             check_names("reference losses", self.reference_losses, dataset.domains)
+            for domain in self.floor if isinstance(self.floor, Mapping) else ():
+                if domain not in dataset.domains:
+                    raise unknown_name("domain in floor", domain, dataset.domains)
             check_evaluators(state, dataset)
         report_exhaustion(state, dataset)
+        report_cache(dataset)
         self._log_use(state, logger, dataset)
 
     def eval_before_all(self, state: State, logger: Logger) -> None:

@@ -29,6 +29,7 @@ from llmshearing.data.permutation import DomainOrder, derive_key
 from llmshearing.data.plan import RoundPlan
 from llmshearing.data.prefetch import Prefetcher
 from llmshearing.data.proportions import distribution
+from llmshearing.data.resume import DataShape, restore_plan, save_state
 from llmshearing.data.rounds import Rounds
 from llmshearing.data.shards import ShardedDataset, is_remote
 from llmshearing.data.tokens import TokenDecoder, check_columns
@@ -121,10 +122,10 @@ class DynamicStreamingDataset(ShardedDataset):
             shuffle_seed=shuffle_seed,
         )
         self.update_interval = update_interval
-        self._rank_batch_size = batch_size
-        self.global_batch_size = batch_size * self._parallel_rank_world.num_ranks
+        self.global_batch_size = batch_size * self._unique_rank_world.num_ranks
         self.on_exhausted = on_exhausted
-        self._block_size = shuffle_block_size
+        self.block_size = shuffle_block_size
+        self._rank_batch_size = batch_size
         self._ahead = predownload
         self._orders: dict[int, DomainOrder] = {}
         self._labels = [torch.tensor(index) for index in range(len(self.domains))]
@@ -132,10 +133,13 @@ class DynamicStreamingDataset(ShardedDataset):
         for index, domain in enumerate(self.domains):
             seq_len = check_columns(self._shards_of(index), domain, seq_len=seq_len, vocab_size=vocab_size)
         self._decode = TokenDecoder(seq_len=seq_len, vocab_size=vocab_size, dtype=token_dtype)
+        digest = hashlib.blake2b(self.samples_per_shard.tobytes(), digest_size=8)
+        digest.update(repr((self.shards_per_stream.tolist(), shuffle_block_size)).encode())
+        self._shape = DataShape(self.domains, digest.hexdigest(), update_interval, self.global_batch_size)
         plan = RoundPlan(
             number=0,
             begin=0,
-            size=update_interval * self.global_batch_size,
+            size=self._shape.round_size,
             proportions=tuple(shares.tolist()),
             used=tuple(int((start or {}).get(domain, 0)) for domain in self.domains),
             seed=shuffle_seed,
@@ -178,22 +182,10 @@ class DynamicStreamingDataset(ShardedDataset):
                 the last :meth:`load_state_dict`.
 
         Returns:
-            A dict that is JSON of some 45 bytes per domain, with the same keys and lengths at any time.
+            See :func:`~llmshearing.data.resume.save_state`.
         """
         sample = num_samples if from_beginning else self.rounds.schedule.start + num_samples
-        plan = self.rounds.at(sample)
-        return {
-            "round": plan.number,
-            "sample": sample,
-            "sample_in_round": sample - plan.begin,
-            "update_interval": self.update_interval,
-            "global_batch_size": self.global_batch_size,
-            "shuffle_seed": plan.seed,
-            "data": self.fingerprint(),
-            "domains": list(self.domains),
-            "proportions": list(plan.proportions),
-            "samples_used": plan.used_at(sample).tolist(),
-        }
+        return save_state(self.rounds.at(sample), sample, self._shape)
 
     def load_state_dict(self, obj: dict[str, Any]) -> None:
         """Go on from a :meth:`state_dict`, on any number of ranks and workers.
@@ -201,46 +193,8 @@ class DynamicStreamingDataset(ShardedDataset):
         Raises:
             InputError: the data, the domains or, within a round, the size of the round differ from the state's.
         """
-        self._check_state(obj)
-        begin = obj["sample"] - obj["sample_in_round"]
-        plan = RoundPlan(
-            number=obj["round"],
-            begin=begin,
-            size=self.update_interval * self.global_batch_size,
-            proportions=tuple(obj["proportions"]),
-            used=(0,) * len(self.domains),
-            seed=obj["shuffle_seed"],
-            held=self.rounds.newest.held,
-        )
-        # The state counts up to its sample; the plan counts up to the beginning of the round.
-        used = np.asarray(obj["samples_used"], np.int64) - plan.used_at(obj["sample"])
-        plan = dataclasses.replace(plan, used=tuple(used.tolist()))
+        plan = dataclasses.replace(restore_plan(obj, self._shape), held=self.rounds.newest.held)
         self.rounds.begin(plan, start=obj["sample"])
-
-    def _check_state(self, obj: Mapping[str, Any]) -> None:
-        if list(obj["domains"]) != list(self.domains):
-            raise InputError(
-                f"The checkpoint's domains are {list(obj['domains'])}, the dataset's {list(self.domains)}. Resume with "
-                "the same domains in the same order, or begin a new run with start and proportions."
-            )
-        if obj["data"] != self.fingerprint():
-            raise InputError(
-                "The shards are not those of the checkpoint, or shuffle_block_size is not, so its samples cannot be "
-                "found again. Resume with the same data, or begin a new run with start and proportions."
-            )
-        size = obj["update_interval"] * obj["global_batch_size"]
-        if obj["sample_in_round"] and size != self.update_interval * self.global_batch_size:
-            raise InputError(
-                f"The checkpoint stands within a round of {obj['update_interval']} batches of "
-                f"{obj['global_batch_size']} samples, now set to {self.update_interval} of {self.global_batch_size}. "
-                "Resume with the same sizes, or from a checkpoint at the end of a round."
-            )
-
-    def fingerprint(self) -> str:
-        """Identifies the shards' sizes and the orders drawn over them."""
-        digest = hashlib.blake2b(self.samples_per_shard.tobytes(), digest_size=8)
-        digest.update(repr((self.shards_per_stream.tolist(), self._block_size)).encode())
-        return digest.hexdigest()
 
     def exhausts(self, plan: RoundPlan) -> list[str]:
         """The domains of which ``plan``'s round would repeat samples."""
@@ -297,7 +251,7 @@ class DynamicStreamingDataset(ShardedDataset):
         if index not in self._orders or self._orders[index].key != key:
             begin, count = int(self.shard_offset_per_stream[index]), int(self.shards_per_stream[index])
             samples = self.samples_per_shard[begin : begin + count]
-            self._orders[index] = DomainOrder(samples, key=key, block_size=self._block_size)
+            self._orders[index] = DomainOrder(samples, key=key, block_size=self.block_size)
         return self._orders[index]
 
     def get_item(self, sample_id: int, retry: int = 7) -> dict[str, torch.Tensor]:

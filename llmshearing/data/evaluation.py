@@ -14,7 +14,7 @@ from streaming.base.world import World
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
-from llmshearing.data.shards import ShardBounds, check_index
+from llmshearing.data.shards import ShardBounds, check_index, process_group
 from llmshearing.data.tokens import TokenDecoder, check_columns
 from llmshearing.errors import InputError
 
@@ -50,10 +50,11 @@ class EvalDataset(Dataset):
         stream = Stream(local=local, remote=remote, download_retry=2, download_timeout=60.0, keep_zip=False)
         check_index(stream)
         self._shards = stream.get_shards(World.detect(), allow_unsafe_types=False)
-        if dist.get_local_rank() == 0:
-            for shard in self._shards:
-                stream.prepare_shard(shard)
-        dist.barrier()
+        with process_group():
+            if dist.get_local_rank() == 0:
+                for shard in self._shards:
+                    stream.prepare_shard(shard)
+            dist.barrier()
         sizes = np.array([shard.samples for shard in self._shards], np.int64)
         if not sizes.sum():
             raise InputError(f"Domain '{domain}' has no evaluation samples in '{local}'.")

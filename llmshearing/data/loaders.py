@@ -50,7 +50,7 @@ def build_dynamic_streaming_dataloader(
     *,
     num_workers: int = 2,
     drop_last: bool = True,
-    pin_memory: bool = torch.cuda.is_available(),
+    pin_memory: bool | None = None,
     prefetch_factor: int = 2,
     persistent_workers: bool = True,
     timeout: float = 0.0,
@@ -64,7 +64,7 @@ def build_dynamic_streaming_dataloader(
             ``start`` may each be the path of a ``shearing.json``, to go on where pruning ended.
         num_workers: DataLoader processes per rank; 0 reads in the training process.
         drop_last: has no effect, since the data has no end and every batch is full.
-        pin_memory: see torch's DataLoader.
+        pin_memory: see torch's DataLoader. ``None``: where there is a GPU.
         prefetch_factor: batches that each worker prepares ahead.
         persistent_workers: see torch's DataLoader.
         timeout: seconds to wait for a batch, 0 for ever.
@@ -83,7 +83,7 @@ def build_dynamic_streaming_dataloader(
         batch_size=device_batch_size,
         num_workers=num_workers,
         drop_last=drop_last,
-        pin_memory=pin_memory,
+        pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
         timeout=timeout,
         **workers,
     )

@@ -86,5 +86,7 @@ class RoundPlan:
 
     def used_at(self, sample: int) -> NDArray[np.int64]:
         """Samples of each domain used when the run had trained on ``sample`` samples, (domains,)."""
+        if sample == self.begin:
+            return np.asarray(self.used, np.int64)
         domains, _ = self.layout
         return np.asarray(self.used, np.int64) + np.bincount(domains[: sample - self.begin], minlength=len(self.used))

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
 
+import numpy as np
 from composer.core import Event, State, TimeUnit
 from composer.utils import dist
 
@@ -123,6 +124,23 @@ def report_exhaustion(state: State, dataset: DynamicStreamingDataset) -> None:
                 "Domain '%s' is due %.2g samples in a round of %d, so it gets none: raise update_interval or floor.",
                 *(domain, share * plan.size, plan.size),
             )
+
+
+def report_cache(dataset: DynamicStreamingDataset) -> None:
+    """Warn of a cache that cannot hold what is shuffled together."""
+    limit = dataset.cache_limit
+    if limit is None or dist.get_global_rank() != 0:
+        return
+    assert isinstance(limit, int), "streaming has parsed it"
+    shard_bytes = np.array([shard.get_max_size() for shard in dataset.shards])
+    domain_bytes = np.add.reduceat(shard_bytes, dataset.shard_offset_per_stream)
+    needed = (domain_bytes * np.minimum(1.0, dataset.block_size / dataset.samples_per_stream)).sum()
+    if needed > limit:
+        log.warning(
+            "The shards that are shuffled together take %.3g bytes, more than cache_limit (%.3g), so that they will be "
+            "fetched again and again. Raise cache_limit or lower shuffle_block_size.",
+            *(needed, limit),
+        )
 
 
 def _batch_at(sample: float, dataset: DynamicStreamingDataset) -> float:

@@ -56,10 +56,15 @@ def update_proportions(
         The new proportions, (domains,) float64, summing to 1.
 
     Raises:
-        InputError: shapes differ, a loss or reference is not finite, proportions are not a distribution, or the
-            floors do not fit under 1.
+        InputError: shapes differ, a loss or reference is not finite, proportions are not a distribution, a setting is
+            out of range, or the floors do not fit under 1.
     """
     current = distribution(proportions)
+    if eta < 0 or not 0 <= smoothing <= 1 or (max_change is not None and max_change <= 0):
+        raise InputError(
+            "eta must be at least 0, smoothing between 0 and 1 and max_change above 0, not "
+            f"{eta}, {smoothing} and {max_change}."
+        )
     for name, values in (("losses", losses), ("reference_losses", reference_losses)):
         array = np.asarray(values, np.float64)
         if array.shape != current.shape:

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import streaming.base.dataset as streaming_dataset
+import torch
 from filelock import FileLock
 from numpy.typing import NDArray
 from streaming import Stream, StreamingDataset
@@ -213,13 +214,22 @@ def _one_at_a_time() -> Iterator[None]:
     one. All ranks of a run have to look while their leader has the turn.
     """
     lock = FileLock(os.path.join(gettempdir(), f"llmshearing-{os.getuid()}.lock"))
+    with process_group():
+        try:
+            if dist.get_local_rank() == 0:
+                lock.acquire()
+            dist.barrier()
+            yield
+        finally:
+            lock.release()
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Make sure that the ranks can wait for each other, as streaming does where the trainer is yet to come."""
     initialized_here = dist.maybe_init_dist()
-    if dist.get_local_rank() == 0:
-        lock.acquire()
-    dist.barrier()
     try:
         yield
     finally:
-        lock.release()
         if initialized_here:
-            dist.dist.destroy_process_group()
+            torch.distributed.destroy_process_group()

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from llmshearing.shape import ModelShape
 
-# Bytes that autocast to bfloat16 keeps for the backward pass, per token and layer, of transformers' LLaMA layer with a
-# fused attention kernel: two RMSNorms in float32 and the residual stream; gate, up and their product; queries, keys
-# and values before and after rotation, and what attention makes of them. tests/test_dry_run.py measures them.
-_PER_HIDDEN, _PER_INTERMEDIATE, _PER_QUERY = 30, 8, 10
+# Bytes that transformers' LLaMA layer with a fused attention kernel keeps for the backward pass, per token and unit of
+# hidden size, intermediate size and width of the query heads: two RMSNorms in float32 and the residual stream; gate, up
+# and their product; queries, keys and values around their rotation. tests/test_dry_run.py measures them.
+_KEPT = {"amp_bf16": (26, 8, 10), "fp32": (24, 16, 20)}
 # Per token and vocabulary entry: logits in bfloat16 and float32, their log-softmax, and the gradient in both types.
 _PER_LOGIT = 16
 _FP32, _BF16 = 4, 2
@@ -21,7 +21,7 @@ class Memory:
     """Estimated peak bytes on one device."""
 
     states: float  # weights, gradients and Adam's moments in float32
-    gathered: float  # bfloat16 weights in use, and under FSDP their gradients before they are reduced
+    gathered: float  # copies of weights in use, and under FSDP their gradients before they are reduced
     activations: float
     logits: float
 
@@ -32,9 +32,16 @@ class Memory:
 
 
 def training_memory(
-    shape: ModelShape, *, seq_len: int, microbatch_size: int, num_shards: int, sharded: bool, checkpointing: bool
+    shape: ModelShape,
+    *,
+    seq_len: int,
+    microbatch_size: int,
+    num_shards: int,
+    sharded: bool,
+    checkpointing: bool,
+    precision: str = "amp_bf16",
 ) -> Memory:
-    """Peak memory of mixed-precision training with Adam.
+    """Peak memory of training with Adam.
 
     Args:
         shape: the model that trains; for pruning the source.
@@ -43,25 +50,28 @@ def training_memory(
         num_shards: devices that share the weights, gradients and moments under FSDP.
         sharded: whether FSDP is used; without it every device holds everything.
         checkpointing: whether each layer's activations are recomputed.
+        precision: ``amp_bf16`` or ``fp32``.
     """
+    compute = _FP32 if precision == "fp32" else _BF16
     tokens = seq_len * microbatch_size
     parameters = shape.num_parameters()
     states = (2 * _FP32 + _ADAM) * parameters / (num_shards if sharded else 1)
     root = shape.vocab_size * shape.hidden_size * (1 if shape.tie_word_embeddings else 2)
     layer = (parameters - root) / shape.num_hidden_layers
     # FSDP gathers the layer in use and the next one; embeddings and lm_head stay gathered.
-    gathered = _BF16 * (2 * layer + root) + _FP32 * (layer + root) if sharded else _BF16 * parameters
-    within = tokens * layer_activation_bytes(shape)
-    boundary = tokens * shape.hidden_size * (_BF16 if sharded else _FP32)
+    gathered = compute * (2 * layer + root) + _FP32 * (layer + root) if sharded else (_FP32 - compute) * parameters
+    within = tokens * layer_activation_bytes(shape, precision=precision)
+    boundary = tokens * shape.hidden_size * (compute if sharded else _FP32)
     layers = shape.num_hidden_layers
     activations = layers * boundary + within if checkpointing else layers * within
     return Memory(states, gathered, activations, _PER_LOGIT * tokens * shape.vocab_size)
 
 
-def layer_activation_bytes(shape: ModelShape) -> int:
-    """Bytes per token that one layer keeps for its backward pass under bfloat16 autocast."""
+def layer_activation_bytes(shape: ModelShape, *, precision: str = "amp_bf16") -> int:
+    """Bytes per token that one layer keeps for its backward pass."""
+    per_hidden, per_intermediate, per_query = _KEPT["fp32" if precision == "fp32" else "amp_bf16"]
     queries = shape.num_attention_heads * shape.head_dim
-    return _PER_HIDDEN * shape.hidden_size + _PER_INTERMEDIATE * shape.intermediate_size + _PER_QUERY * queries
+    return per_hidden * shape.hidden_size + per_intermediate * shape.intermediate_size + per_query * queries
 
 
 def forward_flops(shape: ModelShape, *, seq_len: int) -> int:

@@ -6,7 +6,9 @@ plan for other devices than those of this run.
 
 from __future__ import annotations
 
+import logging
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -57,6 +59,8 @@ def dry_run(recipe: dict[str, Any]) -> None:
     Raises:
         InputError: the recipe contradicts itself or what it found; names every contradiction.
     """
+    logging.getLogger("composer").setLevel(logging.ERROR)  # what it warns of here concerns a training run
+    warnings.filterwarnings("ignore", message="FSDP2 Config/APIs are experimental")
     dist.initialize_dist(get_device(recipe["device"]), timeout=recipe["dist_timeout"])
     devices = Devices.from_recipe(recipe["dry_run"])
     findings = Findings()
@@ -109,8 +113,10 @@ def _data_lines(data: Data | None, recipe: Mapping[str, Any], duration: float) -
         f"tokens      {duration:,.0f} batches of {recipe['global_train_batch_size']} sequences of "
         f"{recipe['max_seq_len']}: {sequences * recipe['max_seq_len']:,.0f}"
     ]
-    for domain, available in data.sequences.items() if data else ():
-        passes = data.shares[domain] * sequences / available if data else 0.0
+    if data is None:
+        return lines
+    for domain, available in data.sequences.items():
+        passes = data.shares[domain] * sequences / available
         lines += [f"data        {domain}: {available:,} sequences, {passes:.2f} passes at the first round's share"]
     return lines
 
@@ -128,24 +134,26 @@ def _cost_lines(
         num_shards=devices.num_devices,
         sharded=fsdp is not None,
         checkpointing=checkpointing,
+        precision=recipe["precision"],
     )
     tokens = duration * recipe["global_train_batch_size"] * seq_len
     training = tokens * estimates.training_flops(shape, seq_len=seq_len, checkpointing=checkpointing)
-    evaluation = 0.0
-    if data is not None:
-        interval = schedule.batches(recipe["eval_interval"], dict(recipe), "eval_interval")
-        evaluated = duration // interval * data.eval_sequences * seq_len
-        evaluation = evaluated * estimates.forward_flops(shape, seq_len=seq_len)
-    hours = (training + evaluation) / (devices.device_tflops * 1e12) / 3600
+    _, interval = schedule.evaluation_interval(dict(recipe))
+    evaluated = duration // interval * data.eval_sequences * seq_len if data and interval else 0.0
+    evaluation = evaluated * estimates.forward_flops(shape, seq_len=seq_len)
+    flops, rate = training + evaluation, f"{devices.device_tflops:g} TFLOP/s"
+    hours = flops / (devices.device_tflops * 1e12) / 3600
+    of_what = ", of the dense source" if "targeted_pruning" in recipe["algorithms"] else ""
+    without = "" if data else ", without evaluation"
+    gb = {name: f"{value / 1e9:.3g}" for name, value in {**vars(memory), "total": memory.total}.items()}
     return [
-        f"memory      about {memory.total / 1e9:.1f} GB per device (estimate): weights, gradients and Adam "
-        f"{memory.states / 1e9:.1f}, gathered {memory.gathered / 1e9:.1f}, activations {memory.activations / 1e9:.1f}, "
-        f"logits {memory.logits / 1e9:.1f}; {'1 (auto)' if microbatch == 'auto' else microbatch} sequences at a time",
-        f"compute     about {training + evaluation:.2e} FLOP (estimate{', of the dense source' if _prunes(recipe) else ''}"
-        f"{'' if data else ', without evaluation'}): {hours:,.1f} device-hours at {devices.device_tflops:g} TFLOP/s, "
-        f"{hours / devices.num_devices:,.1f} hours on {devices.num_devices}",
+        f"memory      about {gb['total']} GB per device (estimate): weights, gradients and Adam {gb['states']}, "
+        f"gathered {gb['gathered']}, activations {gb['activations']}, logits {gb['logits']}; "
+        f"{'1 (auto)' if microbatch == 'auto' else microbatch} sequences at a time",
+        f"compute     about {flops:.2e} FLOP (estimate{of_what}{without}): {_number(hours)} device-hours at {rate}, "
+        f"{_number(hours / devices.num_devices)} hours on {devices.num_devices}",
     ]
 
 
-def _prunes(recipe: Mapping[str, Any]) -> bool:
-    return "targeted_pruning" in recipe["algorithms"]
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

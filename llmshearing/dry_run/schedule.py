@@ -29,6 +29,13 @@ def batches(time: str | int, recipe: dict[str, Any], key: str) -> float:
     return value.value / per_batch[value.unit]
 
 
+def evaluation_interval(recipe: dict[str, Any]) -> tuple[str, float]:
+    """The recipe key that sets how often domains are evaluated, and its value in batches."""
+    if own := (recipe["eval_loader"] or {}).get("eval_interval"):
+        return "eval_loader.eval_interval", batches(own, recipe, "eval_loader.eval_interval")
+    return "eval_interval", batches(recipe["eval_interval"], recipe, "eval_interval")
+
+
 def updates_proportions(recipe: dict[str, Any]) -> bool:
     """Whether the data mix moves."""
     loading = recipe["callbacks"].get("dynamic_batch_loading", {"update_type": "constant"})
@@ -70,13 +77,11 @@ def _batch_problems(recipe: dict[str, Any], num_devices: int) -> Iterator[str]:
 
 
 def _round_problems(recipe: dict[str, Any], duration: float) -> Iterator[str]:
-    evaluation = recipe["eval_loader"]
-    if evaluation is None:
+    if recipe["eval_loader"] is None:
         yield "dynamic_batch_loading reads each domain's evaluation loss, but there is no eval_loader: add one."
         return
     update = recipe["train_loader"].get("dataset", {}).get("update_interval", 0)
-    key = "eval_loader.eval_interval" if evaluation.get("eval_interval") else "eval_interval"
-    interval = batches(evaluation.get("eval_interval") or recipe["eval_interval"], recipe, key)
+    key, interval = evaluation_interval(recipe)
     if update and update < duration and (not interval or (update / interval) % 1):
         yield (
             f"{key} is {interval:g} batches and the mix is updated every {update}: domains would not be evaluated when "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +12,8 @@ import torch
 import transformers
 from composer.metrics import LanguageCrossEntropy
 from composer.models import HuggingFaceModel
+from composer.utils import dist
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -22,6 +25,8 @@ from llmshearing.errors import InputError, unknown_name
 from llmshearing.shape import FAMILIES, ModelShape
 
 log = logging.getLogger(__name__)
+
+INIT_DEVICES = ("cpu", "mixed")
 
 
 class ComposerLlama(HuggingFaceModel):
@@ -35,6 +40,8 @@ class ComposerLlama(HuggingFaceModel):
             run on another; a dry run takes them where ``pretrained`` is not here yet.
         tokenizer: saved with every checkpoint, so that conversion can write it out.
         attn_implementation: ``sdpa``, ``eager`` or ``flash_attention_2``.
+        init_device: ``cpu``: every rank reads or initialises the weights. ``mixed``: rank 0 does, the others have
+            shapes only (``meta``) until FSDP hands every rank its shards; more than one rank need FSDP for it.
 
     Raises:
         InputError: neither or both of ``pretrained`` and ``config``; an unsupported family; weights that do not fit;
@@ -49,20 +56,23 @@ class ComposerLlama(HuggingFaceModel):
         expected_config: Mapping[str, Any] | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         attn_implementation: str = "sdpa",
+        init_device: str = "cpu",
     ) -> None:
         if (pretrained is None) == (config is None):
             raise InputError(
                 "Give the model either `pretrained` (a Hugging Face folder or hub id) or `config`, not both."
             )
-        if pretrained is not None:
-            check_expected(_read_config(pretrained), expected_config or {}, pretrained)
+        if init_device not in INIT_DEVICES:
+            raise unknown_name("init_device", init_device, INIT_DEVICES)
+        hf_config = _make_config(cast(Any, config if pretrained is None else pretrained))
+        check_expected(hf_config, expected_config or {}, "config" if pretrained is None else pretrained)
+        if init_device == "mixed" and dist.get_global_rank() > 0:
+            model = _build_on_meta(hf_config, attn_implementation=attn_implementation)
+        elif pretrained is not None:
             model = load_pretrained(pretrained, attn_implementation=attn_implementation)
         else:
-            assert config is not None
-            hf_config = _make_config(config)
-            check_expected(hf_config, expected_config or {}, "config")
-            hf_config.use_cache = False
-            model = AutoModelForCausalLM.from_config(hf_config, attn_implementation=attn_implementation)
+            model = _build(hf_config, attn_implementation=attn_implementation)
+        model.config.use_cache = False  # of no use in training, where it would keep every layer's keys and values
         shape = ModelShape.from_hf_config(model.config)
         log.info("Model: %s, %d parameters.", shape, shape.num_parameters())
         if tokenizer is not None and len(tokenizer) > shape.vocab_size:
@@ -71,9 +81,9 @@ class ComposerLlama(HuggingFaceModel):
                 "Use the model's own tokenizer."
             )
         # What FSDP shards, and what activation checkpointing recomputes, as a unit.
-        layer = type(model.model.layers[0])
-        model.fsdp_wrap_fn = lambda module: isinstance(module, layer)
-        model.activation_checkpointing_fn = lambda module: isinstance(module, layer)
+        layer = type(cast(Any, model).model.layers[0])
+        for wrap in ("fsdp_wrap_fn", "activation_checkpointing_fn"):
+            setattr(model, wrap, lambda module: isinstance(module, layer))
         super().__init__(model, tokenizer=cast(Any, tokenizer), use_logits=True, eval_metrics=[LanguageCrossEntropy()])
 
 
@@ -86,22 +96,50 @@ def load_pretrained(path: str, *, attn_implementation: str = "sdpa") -> transfor
     check_family(_read_config(path), path)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            path, torch_dtype=torch.float32, attn_implementation=attn_implementation, output_loading_info=True
+            path,
+            torch_dtype=torch.float32,
+            attn_implementation=attn_implementation,
+            output_loading_info=True,
+            weights_only=True,  # of .bin files, which are pickles
+            ignore_mismatched_sizes=True,  # to name them all, below
         )
-    except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"The weights in '{path}' cannot be loaded: {error}") from error
-    for problem, keys in (("lack", info["missing_keys"]), ("do not fit", info["mismatched_keys"])):
-        if keys:
-            raise InputError(
-                f"The weights in '{path}' {problem} {len(keys)} parameters of its config: {sorted(keys)[:5]}."
-            )
-    if info["unexpected_keys"]:
-        raise InputError(
-            f"The weights in '{path}' hold {len(info['unexpected_keys'])} tensors that its config has no place for: "
-            f"{sorted(info['unexpected_keys'])[:5]}."
-        )
-    total = sum(1 for _ in model.parameters())
-    log.info("Loaded %d of %d tensors from '%s'.", total, total, path)
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise InputError(f"The weights in '{path}' cannot be loaded: {_reason(error)}") from error
+    lacking, foreign = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    differing = [f"{name} {tuple(found)}, not {tuple(wanted)}" for name, found, wanted in info["mismatched_keys"]]
+    total = sum(1 for _ in model.parameters())  # tied ones count once
+    count = f"Loaded {total - len(lacking) - len(differing)} of {total} tensors from '{path}'"
+    for problem, names in (
+        ("does not have", lacking),
+        ("has in another shape than its config says", differing),
+        ("has besides those of its config", foreign),
+    ):
+        if names:
+            raise InputError(f"{count}. It is refused for {len(names)} that it {problem}: {', '.join(names[:5])}.")
+    log.info("%s.", count)
+    return model
+
+
+def _reason(error: BaseException) -> str:
+    """What really went wrong: transformers reports a refused or damaged pickle as a missing file."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, pickle.UnpicklingError):
+            return "a .bin file is damaged, or holds objects that could run code when read. Use safetensors."
+        cause = cause.__cause__ or cause.__context__
+    return str(error)
+
+
+def _build(config: PretrainedConfig, *, attn_implementation: str) -> transformers.PreTrainedModel:
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation, torch_dtype=torch.float32)
+
+
+def _build_on_meta(config: PretrainedConfig, *, attn_implementation: str) -> transformers.PreTrainedModel:
+    """The model with shapes in place of weights; its rotary frequencies are real, since no state dict has them."""
+    with torch.device("meta"):
+        model = _build(config, attn_implementation=attn_implementation)
+    backbone = cast(Any, model).model
+    backbone.rotary_emb = type(backbone.rotary_emb)(config=config)
     return model
 
 

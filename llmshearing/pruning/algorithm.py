@@ -23,6 +23,8 @@ from llmshearing.shape import ModelShape
 log = logging.getLogger(__name__)
 
 LR_SCHEDULES = ("constant", "follow")
+# Share of the way from source to target that a size may be off when the constraint has long been in force.
+_DIVERGED = 0.95
 
 
 class TargetedPruning(Algorithm):
@@ -175,12 +177,21 @@ class TargetedPruning(Algorithm):
             [torch.as_tensor(value, dtype=torch.float32, device=lagrangian.device) for value in values.values()]
         )
         metrics = dict(zip(values, numbers.tolist(), strict=True))  # one transfer for all
-        if broken := [name for name, value in metrics.items() if value != value]:
-            raise RuntimeError(
-                f"Pruning diverged at batch {step}: {', '.join(broken)} became NaN. If the loss was finite, lower the "
-                f"masks' lr ({self.lr}) or lengthen the warmup ({self.warmup}); resume from a checkpoint before it."
-            )
         logger.log_metrics({f"pruning/{name}": value for name, value in metrics.items()})
+        if broken := [name for name, value in metrics.items() if value != value]:
+            self._stop(step, f"{', '.join(broken)} became NaN")
+        if self.masks.settled(step):
+            for name, group in self.masks.groups.items():
+                target, source = group.num_kept * group.multiple, group.num_units * group.multiple
+                expected = metrics[f"{name}/expected"]
+                if abs(expected - target) > _DIVERGED * (source - target):
+                    self._stop(step, f"{name} is {expected:.1f} and as far from its target {target} as at the start")
+
+    def _stop(self, step: int, what: str) -> None:
+        raise RuntimeError(
+            f"Pruning diverged at batch {step}: {what}. If the loss was finite, lower the masks' lr ({self.lr}) or "
+            f"lengthen the warmup ({self.warmup}), and resume from a checkpoint before it."
+        )
 
     def _evaluation_masks(self, state: State) -> dict[str, Tensor]:
         finished = state.max_duration is not None and state.timestamp >= state.max_duration

@@ -127,6 +127,10 @@ class LearnedMasks:
                 log_alpha.clamp_(hard_concrete.LOG_ALPHA_MIN, hard_concrete.LOG_ALPHA_MAX)
         return lagrangian.detach()
 
+    def settled(self, step: int) -> bool:
+        """Whether the constraint has asked for the full target long enough that sizes should be near it."""
+        return step >= 2 * self.warmup_steps + 200
+
     @torch.no_grad()
     def statistics(self, step: int) -> dict[str, Tensor | float]:
         """What to log after ``step``: sizes in config units, multipliers (means over groups) and undecided units."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from composer import Trainer
-from composer.models import ComposerClassifier
-from transformers import AutoModelForCausalLM
+from composer.core import Event, Precision
+from composer.models import ComposerClassifier, HuggingFaceModel
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmshearing import ModelShape, TargetedPruning
 from llmshearing.convert.commands import shear
@@ -161,6 +163,63 @@ def test_loss_that_is_not_a_number_stops_the_run_and_says_which_mask() -> None:
         trainer.state.model.model.lm_head.weight[0, 0] = float("nan")
     with pytest.raises(RuntimeError, match="Pruning diverged at batch 0: .*hidden_size/expected"):
         trainer.fit()
+
+
+def test_constraint_that_does_not_take_hold_stops_the_run_and_says_which_dimension() -> None:
+    trainer = make_trainer([pruning(lr=1e-6)], duration="300ba", family="llama2")
+    with pytest.raises(RuntimeError, match=r"Pruning diverged at batch 210: num_hidden_layers is 4.0 and as far from"):
+        trainer.fit()
+
+
+def test_unsupported_architecture_is_refused_by_name() -> None:
+    model = HuggingFaceModel(
+        AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", n_layer=1, n_embd=8, n_head=2))
+    )
+    with pytest.raises(ValueError, match="'gpt2' are not supported. Supported: llama"):
+        Trainer(model=model, algorithms=[pruning()], device="cpu", progress_bar=False)
+
+
+def test_loss_scaling_is_refused() -> None:
+    algorithm = pruning()
+    state = SimpleNamespace(model=make_trainer().state.model, precision=Precision.AMP_FP16)
+    with pytest.raises(InputError, match="does not support precision amp_fp16"):
+        algorithm.apply(Event.INIT, state, None)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_activation_checkpointing_changes_nothing(use_reentrant: bool) -> None:
+    plain, checkpointed = make_trainer([pruning()]), make_trainer([pruning()])
+    checkpointed.state.model.model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    plain.fit()
+    checkpointed.fit()
+    assert checkpointed.state.model.model.is_gradient_checkpointing
+    for name, log_alpha in plain.state.algorithms[-1].masks.log_alpha.items():
+        torch.testing.assert_close(
+            checkpointed.state.algorithms[-1].masks.log_alpha[name], log_alpha, rtol=1e-3, atol=1e-3
+        )
+
+
+@pytest.mark.slow
+def test_compiled_model_learns_the_same_masks() -> None:
+    plain = make_trainer([pruning()], duration="6ba")
+    compiled = make_trainer([pruning()], duration="6ba", compile_config={})
+    plain.fit()
+    compiled.fit()
+    for name, log_alpha in plain.state.algorithms[-1].masks.log_alpha.items():
+        torch.testing.assert_close(compiled.state.algorithms[-1].masks.log_alpha[name], log_alpha, rtol=1e-2, atol=1e-2)
+
+
+def test_clipping_sees_the_model_gradients_only() -> None:
+    trainer = make_trainer([pruning()])
+    norms = []
+
+    def record(optimizer, *_) -> None:
+        grads = [parameter.grad for group in optimizer.param_groups for parameter in group["params"]]
+        norms.append(torch.nn.utils.get_total_norm([grad for grad in grads if grad is not None]).item())
+
+    trainer.state.optimizers[0].register_step_post_hook(record)
+    trainer.fit()
+    assert norms == pytest.approx([0.5] * 12, rel=1e-3)  # every step was clipped, and to the user's norm
 
 
 def test_repr_evaluates_to_the_same_algorithm() -> None:

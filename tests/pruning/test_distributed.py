@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +41,8 @@ def assert_same(first: list[dict[str, Any]], second: list[dict[str, Any]], **tol
     for batch, (a, b) in enumerate(zip(first, second, strict=True)):
         for kind in ("log_alpha", "lambda", "phi"):
             for name in a[kind]:
-                torch.testing.assert_close(
-                    a[kind][name], b[kind][name], **tolerance, msg=lambda text: f"batch {batch}, {kind} {name}: {text}"
-                )
+                prefix = f"batch {batch}, {kind} {name}: "
+                torch.testing.assert_close(a[kind][name], b[kind][name], **tolerance, msg=partial(add, prefix))
 
 
 @pytest.fixture(scope="module")

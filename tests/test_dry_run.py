@@ -1,0 +1,278 @@
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from data_prep import debug_corpus, prepare, train_tokenizer
+from llmshearing.dry_run import estimates, schedule
+from llmshearing.dry_run.parts import Findings
+from llmshearing.dry_run.report import Devices, describe, dry_run
+from llmshearing.errors import InputError
+from llmshearing.models.llama import ComposerLlama
+from llmshearing.recipe import load_recipe
+from llmshearing.shape import ModelShape
+from tests.conftest import REPOSITORY
+from tests.models import make_model
+
+# recipe -> parameters of the model it prunes and of the target
+COUNTS = {
+    "llama2-7b-to-2.7b": (6_738_415_616, 2_701_560_320),
+    "llama2-7b-to-1.3b": (6_738_415_616, 1_345_423_360),
+    "llama2-7b-to-370m": (6_738_415_616, 373_867_520),
+    "llama3.1-8b-to-3.6b": (8_030_261_248, 3_606_752_256),
+    "mistral-7b-to-3b": (7_248_023_552, 3_020_073_984),
+    "qwen2.5-7b-to-2.8b": (7_615_616_512, 2_810_386_432),
+    "smollm2-135m-to-58m": (134_515_008, 57_821_568),
+}
+DEVICES = Devices(num_devices=8)
+
+
+def recipe_of(stage: str, name: str, *overrides: str) -> dict[str, Any]:
+    return load_recipe(REPOSITORY / "yamls" / stage / f"{name}.yaml", overrides)
+
+
+def run(recipe: dict[str, Any], devices: Devices = DEVICES) -> tuple[str, Findings]:
+    findings = Findings()
+    return "\n".join(describe(recipe, devices, findings)), findings
+
+
+def test_every_pruning_and_continued_recipe_is_counted_here() -> None:
+    for stage in ("prune", "continue"):
+        assert {path.stem for path in (REPOSITORY / "yamls" / stage).glob("*.yaml")} == COUNTS.keys()
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_recipes_have_the_stated_shapes(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)  # no data, no models
+    source, target = COUNTS[name]
+    text, findings = run(recipe_of("prune", name))
+    assert not findings.problems
+    assert f": {source:,} parameters\n" in text
+    assert f": {target:,} parameters, {target / source:.1%} of the model\n" in text
+    recipe = recipe_of("continue", name)
+    text, findings = run(recipe)
+    assert not findings.problems
+    assert f": {target:,} parameters\n" in text
+    assert any("shearing.json" in what for what in findings.absent)
+    assert any(recipe["train_loader"]["dataset"]["local"] in what for what in findings.absent)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_both_stages_go_together(name: str) -> None:
+    pruning, after = recipe_of("prune", name), recipe_of("continue", name)
+    for path in ("max_seq_len", "seed"):
+        assert pruning[path] == after[path]
+    assert pruning["train_loader"]["dataset"]["shuffle_seed"] == after["train_loader"]["dataset"]["shuffle_seed"]
+    assert pruning["callbacks"] == after["callbacks"]
+    text = (REPOSITORY / "yamls" / "prune" / f"{name}.yaml").read_text()
+    assert f"{pruning['save_folder']}/latest-rank0.pt {after['variables']['sheared']}\n" in text
+    assert f"{COUNTS[name][1]:,} parameters" in text
+
+
+PAPER_LOSSES = {
+    "llama2-7b-to-2.7b": (1.8712, 0.6883, 2.0325, 1.5353, 1.6297, 1.3560, 2.0328),
+    "llama2-7b-to-1.3b": (1.9643, 0.7459, 2.1393, 1.6117, 1.7590, 1.4449, 2.1251),
+    "llama2-7b-to-370m": (2.1401, 0.8694, 2.3625, 1.7791, 2.0470, 1.6637, 2.3139),
+}
+
+
+@pytest.mark.parametrize("name", PAPER_LOSSES)
+def test_the_papers_settings(name: str) -> None:
+    pruning, after = recipe_of("prune", name), recipe_of("continue", name)
+    domains = ("cc", "github", "book", "stackexchange", "wiki", "arxiv", "c4")
+    losses = dict(zip(domains, PAPER_LOSSES[name], strict=True))
+    assert pruning["callbacks"]["dynamic_batch_loading"]["reference_losses"] == losses
+    shares = (0.67, 0.045, 0.045, 0.02, 0.045, 0.025, 0.15)
+    assert pruning["train_loader"]["dataset"]["proportions"] == dict(zip(domains, shares, strict=True))
+    masks = pruning["algorithms"]["targeted_pruning"]
+    assert (masks["lr"], masks["warmup"]) == (1.0, "640ba")
+    for recipe, duration, batch, warmup, update in (
+        (pruning, "3200ba", 32, "320ba", 50),
+        (after, "51200ba", 256, "1536ba", 400),
+    ):
+        assert (recipe["max_duration"], recipe["global_train_batch_size"]) == (duration, batch)
+        assert recipe["max_seq_len"] == 4096
+        assert recipe["scheduler"] == {"name": "cosine_with_warmup", "t_warmup": warmup, "alpha_f": 0.1}
+        assert recipe["train_loader"]["dataset"]["update_interval"] == update
+        assert (recipe["optimizer"]["name"], recipe["optimizer"]["lr"]) == ("decoupled_adamw", 1e-4)
+        assert recipe["optimizer"]["betas"] == [0.9, 0.95]
+        assert recipe["algorithms"]["gradient_clipping"]["clipping_threshold"] == 1.0
+        assert recipe["precision"] == "amp_bf16"
+        assert recipe["fsdp_config"]["activation_checkpointing"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (["global_train_batch_size=12"], "12, which 8 devices cannot share evenly: choose a multiple of 8"),
+        (["device_train_microbatch_size=8"], "each of 8 devices gets only 4 of 32 sequences"),
+        (["eval_interval=40ba"], "40 batches and the mix is updated every 50.* Set it to 50ba"),
+        (["eval_interval=5000sp"], "156.25 batches and the mix is updated every 50"),
+        (["eval_loader=null"], "there is no eval_loader"),
+        (["scheduler.t_warmup=3200ba"], "scheduler.t_warmup takes 3200 batches, but training has only 3200"),
+        (["algorithms.targeted_pruning.warmup=2dur"], "targeted_pruning.warmup takes 6400 batches"),
+        (["scheduler.t_warmup=soon"], "scheduler.t_warmup is 'soon', which is not a time"),
+        (["algorithms.targeted_pruning.target.hidden_size=5000"], "target.hidden_size is 5000, but .* has 4096"),
+        (["algorithms.targeted_pruning.target.num_attention_heads=20"], "20, which 8 key-value heads cannot share"),
+        (["algorithms.targeted_pruning.comapt=paper"], "Did you mean 'compat'"),
+        (["callbacks.dynamic_batch_loading.reference_losses={cc: 2.0}"], "reference losses lack domain 'github'"),
+        (["max_seq_len=131073"], "max_seq_len is 131073, but the model has 131072 positions"),
+        (["precision=amp_fp16"], "amp_fp16 would scale the masks' gradients"),
+        (["fsdp_config.activation_chekpointing=true"], "Did you mean 'activation_checkpointing'"),
+        (["optimizer.lr=-1"], "-1"),
+    ],
+)
+def test_contradictions_are_named(overrides: list[str], problem: str) -> None:
+    text, findings = run(recipe_of("prune", "llama3.1-8b-to-3.6b", *overrides))
+    assert "8,030,261,248 parameters" in text
+    assert any(re.search(problem, found) for found in findings.problems), findings.problems
+
+
+def test_all_contradictions_are_reported_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = recipe_of("prune", "llama2-7b-to-370m", "dry_run.num_devices=3", "eval_interval=30ba", "device=cpu")
+    with pytest.raises(InputError, match=r"cannot run:\n  - .*3 devices cannot share(.|\n)*\n  - eval_interval is 30"):
+        dry_run(recipe)
+    assert "373,867,520 parameters" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"devices": 3}, "Unknown key in dry_run 'devices'"), ({"num_devices": 0}, "num_devices is 0")],
+)
+def test_what_to_plan_for_is_checked(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Devices.from_recipe(settings)
+
+
+@pytest.mark.parametrize(("time", "expected"), [("7ba", 7), ("64sp", 2), (f"{3 * 32 * 4096}tok", 3), ("0.25dur", 800)])
+def test_times_in_batches(time: str, expected: float) -> None:
+    assert schedule.batches(time, recipe_of("prune", "llama2-7b-to-2.7b"), "eval_interval") == expected
+
+
+def test_epochs_are_refused() -> None:
+    with pytest.raises(InputError, match="max_duration is '1ep'; the data has no end"):
+        run(recipe_of("prune", "llama2-7b-to-2.7b", "max_duration=1ep"))
+
+
+def test_a_model_that_is_here_is_held_against_the_recipe(tmp_path: Path) -> None:
+    make_model("llama2").save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"not the model that this recipe is for: hidden_size is 48, not 64"):
+        ComposerLlama(pretrained=str(tmp_path), expected_config={"vocab_size": 96, "hidden_size": 64})
+    recipe = recipe_of("prune", "llama2-7b-to-2.7b", f"model.pretrained={tmp_path}")
+    with pytest.raises(InputError, match="hidden_size is 48, not 4096"):
+        run(recipe)
+
+
+def test_a_model_that_is_nowhere_needs_its_sizes() -> None:
+    with pytest.raises(InputError, match="'nowhere' is not here; give its sizes as model.expected_config"):
+        run(recipe_of("demo", "prune", "model.pretrained=nowhere"))
+
+
+def saved_bytes(shape: ModelShape, *, layers: int, batch: int, precision: str) -> int:
+    """Bytes that autograd keeps in a real forward pass, weights not counted."""
+    config = AutoConfig.for_model("llama", **{**dataclasses.asdict(shape), "num_hidden_layers": layers})
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").train()
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage  # holds it, so that its address stays its own
+        return tensor
+
+    ids = torch.zeros((batch, 128), dtype=torch.long)
+    autocast = torch.autocast("cpu", dtype=torch.bfloat16) if precision == "amp_bf16" else nullcontext()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast:
+        output = model(input_ids=ids, labels=ids, use_cache=False)
+    assert output.loss.requires_grad
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.parametrize("precision", ["amp_bf16", "fp32"])
+@pytest.mark.parametrize("sizes", [(256, 640, 8, 8), (128, 1024, 8, 2), (512, 640, 8, 4)])
+def test_activation_estimate_is_what_a_layer_keeps(sizes: tuple[int, int, int, int], precision: str) -> None:
+    hidden, intermediate, heads, groups = sizes
+    shape = ModelShape(hidden, intermediate, 1, heads, groups, 32, 512)
+    saved = {
+        (layers, batch): saved_bytes(shape, layers=layers, batch=batch, precision=precision)
+        for layers in (1, 2)
+        for batch in (1, 3)
+    }
+    # A second layer's part, and of that what grows with the tokens: 2 x 128 more of them.
+    measured = (saved[2, 3] - saved[1, 3] - saved[2, 1] + saved[1, 1]) / 256
+    assert estimates.layer_activation_bytes(shape, precision=precision) == pytest.approx(measured, rel=0.1)
+
+
+def test_memory_is_shared_out_by_fsdp_and_saved_by_checkpointing() -> None:
+    shape = ModelShape(4096, 11008, 32, 32, 32, 128, 32000)
+
+    def memory(**changes: Any) -> estimates.Memory:
+        settings = {"seq_len": 4096, "microbatch_size": 2, "num_shards": 8, "sharded": True, "checkpointing": True}
+        return estimates.training_memory(shape, **{**settings, **changes})
+
+    assert memory().states == 16 * shape.num_parameters() / 8
+    assert memory(sharded=False).states == 16 * shape.num_parameters()
+    assert memory(num_shards=16).states == memory().states / 2
+    assert memory(checkpointing=False).activations > 10 * memory().activations
+    assert memory(microbatch_size=4).activations == 2 * memory().activations
+
+
+def test_compute_is_six_operations_per_weight_and_token() -> None:
+    shape = ModelShape(4096, 11008, 32, 32, 32, 128, 32000)
+    flops = estimates.training_flops(shape, seq_len=1, checkpointing=False)
+    assert flops == pytest.approx(6 * (shape.num_parameters() - 32000 * 4096), rel=1e-3)
+    # Attention over 4096 positions, half of them masked: 6 * 32 layers * 4096 wide * 4096 long.
+    assert estimates.training_flops(shape, seq_len=4096, checkpointing=False) - flops == 6 * 32 * 4096 * 4095
+    assert estimates.training_flops(shape, seq_len=4096, checkpointing=True) == 4 * estimates.forward_flops(
+        shape, seq_len=4096
+    )
+
+
+@pytest.fixture(scope="module")
+def debug_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which ``make debug`` has made its data."""
+    folder = tmp_path_factory.mktemp("debug")
+    corpus, tokenizer, data = (str(folder / "runs" / "debug" / name) for name in ("corpus", "tokenizer", "data"))
+    debug_corpus.main([corpus])
+    train_tokenizer.main([corpus, tokenizer, "--vocab-size", "1024"])
+    settings = ["--tokenizer", tokenizer, "--seq-len", "128", "--eval-sequences", "16", "--workers", "1"]
+    prepare.main([corpus, data, *settings])
+    return folder
+
+
+def test_data_that_is_here_is_checked(debug_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(debug_folder)
+    text, findings = run(recipe_of("debug", "prune"), Devices(1))
+    assert not findings.absent
+    assert not findings.problems
+    assert "20 batches of 4 sequences of 128: 10,240" in text
+    assert text.count(" passes at the first round's share") == 2
+    _, findings = run(recipe_of("debug", "prune", "max_seq_len=64"), Devices(1))
+    assert findings.problems == ["The data holds sequences of 128 tokens, but max_seq_len is 64: make them equal."]
+    _, findings = run(recipe_of("debug", "prune", "model.config.vocab_size=512"), Devices(1))
+    assert "The tokenizer has 1024 tokens but the model's vocab_size is 512" in findings.problems[0]
+    shutil.copytree("runs/debug/data/train/code", tmp_path / "code")
+    _, findings = run(recipe_of("debug", "prune", f"train_loader.dataset.local={tmp_path}"), Devices(1))
+    assert f"There is no data in '{tmp_path}/manual'" in findings.problems[0]
+
+
+@pytest.mark.slow
+def test_the_debug_recipe_trains_and_its_dry_run_does_not(debug_folder: Path) -> None:
+    recipe = REPOSITORY / "yamls" / "debug" / "prune.yaml"
+    command = [sys.executable, "-m", "llmshearing.train", str(recipe)]
+    planned = subprocess.run([*command, "dry_run=true"], cwd=debug_folder, check=True, capture_output=True, text=True)
+    assert "Dry run of 'debug-prune' for 1 devices" in planned.stdout
+    assert not (debug_folder / "runs" / "debug" / "prune").exists()
+    subprocess.run(command, cwd=debug_folder, check=True, capture_output=True)
+    assert (debug_folder / "runs" / "debug" / "prune" / "checkpoints" / "latest-rank0.pt").exists()
