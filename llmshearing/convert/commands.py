@@ -29,7 +29,7 @@ from llmshearing.shape import ModelShape
 log = logging.getLogger(__name__)
 
 _ALGORITHM = "TargetedPruning"
-_BYTES_IN_FLIGHT = 32_000_000  # of a tensor; what is made of them takes about as much again
+_BYTES_IN_FLIGHT = 8_000_000  # of a tensor: small enough that the allocator reuses the same memory
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:

@@ -15,7 +15,7 @@ from composer.utils import dist
 
 from llmshearing.data.dataset import DynamicStreamingDataset
 from llmshearing.data.evaluation import METRIC
-from llmshearing.data.preflight import check_evaluators, check_names, report_cache, report_exhaustion
+from llmshearing.data.preflight import check_evaluators, check_loader, check_names, report_cache, report_exhaustion
 from llmshearing.data.proportions import effective_domains, excess_losses, update_proportions
 from llmshearing.errors import InputError, unknown_name
 from llmshearing.fileio import read_json
@@ -72,8 +72,7 @@ class DynamicBatchLoading(Callback):
     def fit_start(self, state: State, logger: Logger) -> None:
         """Check that every part fits before the first batch, and say which domains can run out."""
         dataset = training_dataset(state)
-        if state.dataloader_len is not None:
-            raise InputError("The training data is one endless epoch. Leave train_subset_num_batches out.")
+        check_loader(state, dataset)
         if state.timestamp.batch > 0 and "train" not in state.dataset_resumption:
             # A second fit() in one process: Composer would skip the batches that it thinks the dataset repeats.
             dataset.load_state_dict(dataset.state_dict(int(state.timestamp.sample_in_epoch)))

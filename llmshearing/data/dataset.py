@@ -35,6 +35,9 @@ from llmshearing.data.shards import ShardedDataset, is_remote
 from llmshearing.data.tokens import TokenDecoder, check_columns
 from llmshearing.errors import InputError, unknown_name
 
+Folder = str | os.PathLike[str]
+Folders = Folder | Mapping[str, Folder | None] | None  # one that holds a folder per domain, or each domain's
+
 
 class DynamicStreamingDataset(ShardedDataset):
     """Endless training data in rounds of ``update_interval`` global batches, each round with its own domain mix.
@@ -50,7 +53,7 @@ class DynamicStreamingDataset(ShardedDataset):
         batch_size: samples per rank and batch, as in the DataLoader.
         local: a folder with one MDS folder per domain, named like the domain; or the folder of each domain. Where
             ``remote`` is given, the cache.
-        remote: where to fetch shards from, in the same form. ``None``: all shards are in ``local``.
+        remote: where to fetch shards from, in the same form. ``None``, also for single domains: all are in ``local``.
         start: samples of each domain that earlier stages used, with the same ``shuffle_seed`` and
             ``shuffle_block_size``; they come again only when a pass is over.
         on_exhausted: ``repeat``: a domain that runs out starts another pass in another order; ``stop``: iteration ends
@@ -61,7 +64,8 @@ class DynamicStreamingDataset(ShardedDataset):
         seq_len: tokens per sample, checked. ``None``: as the data has it.
         vocab_size: token ids must be below it. ``None``: not checked.
         token_dtype: numpy type of tokens that are stored as plain bytes. ``None``: recognised.
-        update_timeout: seconds that a DataLoader worker waits for the next round's plan.
+        update_timeout: seconds that a worker waits for the next round's plan, if the loader is not the one of
+            ``loaders.py``, which notices a missing plan at once.
         cache_limit: most bytes in the cache, as in ``StreamingDataset``, such as ``100gb``. ``None``: no limit.
         predownload: samples ahead of each worker whose shards are fetched. ``None``: eight batches.
         download_retry: attempts to fetch a shard.
@@ -79,8 +83,8 @@ class DynamicStreamingDataset(ShardedDataset):
         proportions: Mapping[str, float],
         update_interval: int,
         batch_size: int,
-        local: str | Mapping[str, str],
-        remote: str | Mapping[str, str] | None = None,
+        local: Folders,
+        remote: Folders = None,
         start: Mapping[str, int] | None = None,
         on_exhausted: str = "repeat",
         shuffle_seed: int = 9176,
@@ -100,18 +104,19 @@ class DynamicStreamingDataset(ShardedDataset):
         predownload = 8 * batch_size if predownload is None else predownload
         shares = distribution(list(proportions.values()))
         locals_, remotes = self._folders(local), self._folders(remote)
-        for domain in start or {}:
+        start = start or {}
+        for domain in start:
             if domain not in self.domains:
                 raise unknown_name("domain in start", domain, self.domains)
-        if min(update_interval, batch_size, shuffle_block_size) < 1:
+        if min(update_interval, batch_size, shuffle_block_size) < 1 or min(start.values(), default=0) < 0:
             raise InputError(
-                "update_interval, batch_size and shuffle_block_size must be at least 1, not "
-                f"{update_interval}, {batch_size} and {shuffle_block_size}."
+                "update_interval, batch_size and shuffle_block_size must be at least 1, start at least 0, not "
+                f"{update_interval}, {batch_size}, {shuffle_block_size} and {dict(start)}."
             )
         if on_exhausted not in ("repeat", "stop"):
             raise unknown_name("on_exhausted", on_exhausted, ("repeat", "stop"))
         super().__init__(
-            streams=[Stream(local=locals_[domain], remote=remotes.get(domain)) for domain in self.domains],
+            streams=[Stream(local=locals_[domain], remote=remotes[domain]) for domain in self.domains],
             cache_limit=cache_limit,
             predownload=predownload,
             download_retry=download_retry,
@@ -141,20 +146,18 @@ class DynamicStreamingDataset(ShardedDataset):
             begin=0,
             size=self._shape.round_size,
             proportions=tuple(shares.tolist()),
-            used=tuple(int((start or {}).get(domain, 0)) for domain in self.domains),
+            used=tuple(start.get(domain, 0) for domain in self.domains),
             seed=shuffle_seed,
         )
         self.rounds = Rounds(plan, timeout=update_timeout)
 
-    def _folders(self, root: str | Mapping[str, str] | None) -> dict[str, str]:
-        if root is None:
-            return {}
-        if isinstance(root, str):
-            return {domain: os.path.join(root, domain) for domain in self.domains}
+    def _folders(self, root: Folders) -> dict[str, str | None]:
+        if root is None or isinstance(root, (str, os.PathLike)):
+            return {domain: None if root is None else os.path.join(root, domain) for domain in self.domains}
         for domain in self.domains:
             if domain not in root:
                 raise unknown_name("domain", domain, root)
-        return dict(root)
+        return {domain: None if folder is None else os.fspath(folder) for domain, folder in root.items()}
 
     def _shards_of(self, index: int) -> list[Any]:
         begin = int(self.shard_offset_per_stream[index])

@@ -27,7 +27,7 @@ class DynamicDataLoader(DataLoader):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Batches without end."""
-        sample = self.dataset.rounds.open()
+        sample = self.dataset.rounds.open(watched=True)
         batches = super().__iter__()
         # At interpreter exit torch waits for its workers before anything registered earlier runs.
         atexit.register(self.dataset.rounds.close)

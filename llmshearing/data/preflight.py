@@ -35,6 +35,22 @@ def check_names(kind: str, values: Mapping[str, float], domains: Iterable[str]) 
             raise InputError(f"The {kind} lack domain '{domain}'; they have {', '.join(sorted(values))}.")
 
 
+def check_loader(state: State, dataset: DynamicStreamingDataset) -> None:
+    """Check that the trainer takes batches as the dataset lays them out.
+
+    Raises:
+        InputError: it does not.
+    """
+    if state.dataloader_len is not None:
+        raise InputError("The training data is one endless epoch. Leave train_subset_num_batches out.")
+    batch_size = getattr(state.train_dataloader, "batch_size", None)
+    if batch_size != dataset.batch_size:
+        raise InputError(
+            f"The data loader makes batches of {batch_size} samples, the dataset has {dataset.batch_size} per rank. "
+            "Give both the same batch_size."
+        )
+
+
 def check_evaluators(state: State, dataset: DynamicStreamingDataset) -> None:
     """Check that each domain is evaluated whenever a round ends.
 
@@ -121,7 +137,7 @@ def report_exhaustion(state: State, dataset: DynamicStreamingDataset) -> None:
             )
         if 0 < share * plan.size < 0.5:
             log.warning(
-                "Domain '%s' is due %.2g samples in a round of %d, so it gets none: raise update_interval or floor.",
+                "Domain '%s' is due %.2g samples in a round of %d, and may get none: raise update_interval or floor.",
                 *(domain, share * plan.size, plan.size),
             )
 
@@ -134,11 +150,12 @@ def report_cache(dataset: DynamicStreamingDataset) -> None:
     assert isinstance(limit, int), "streaming has parsed it"
     shard_bytes = np.array([shard.get_max_size() for shard in dataset.shards])
     domain_bytes = np.add.reduceat(shard_bytes, dataset.shard_offset_per_stream)
-    needed = (domain_bytes * np.minimum(1.0, dataset.block_size / dataset.samples_per_stream)).sum()
+    blocks = domain_bytes * np.minimum(1.0, dataset.block_size / dataset.samples_per_stream)
+    needed = blocks.sum() + sum(stream.get_index_size() for stream in dataset.streams)
     if needed > limit:
         log.warning(
-            "The shards that are shuffled together take %.3g bytes, more than cache_limit (%.3g), so that they will be "
-            "fetched again and again. Raise cache_limit or lower shuffle_block_size.",
+            "The indexes and the shards that are shuffled together take %.3g bytes, more than cache_limit (%.3g), so "
+            "they will be fetched again and again. Raise cache_limit or lower shuffle_block_size.",
             *(needed, limit),
         )
 

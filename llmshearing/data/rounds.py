@@ -32,11 +32,13 @@ class Schedule:
         plan: the newest plan.
         start: sample number at which iteration begins.
         closed: no further batch will be asked for, so a worker that waits for a plan should stop.
+        watched: the training process itself notices a missing plan, so workers may wait for as long as it takes.
     """
 
     plan: RoundPlan
     start: int = 0
     closed: bool = False
+    watched: bool = False
 
 
 class Rounds:
@@ -48,7 +50,7 @@ class Rounds:
 
     Args:
         plan: the first round.
-        timeout: seconds that a worker waits for a plan.
+        timeout: seconds that a worker waits for a plan, where the training process does not watch.
     """
 
     def __init__(self, plan: RoundPlan, *, timeout: float) -> None:
@@ -83,9 +85,9 @@ class Rounds:
         """Keep the proportions for all rounds from here on; workers no longer wait at the rounds' edges."""
         self._change(plan=dataclasses.replace(self.newest, held=True))
 
-    def open(self) -> int:
-        """Let workers wait for plans. Returns the sample number at which iteration begins."""
-        self._change(closed=False)
+    def open(self, *, watched: bool = False) -> int:
+        """Let workers wait for plans; see :class:`Schedule`. Returns the sample number at which iteration begins."""
+        self._change(closed=False, watched=watched)
         return self.schedule.start
 
     def close(self) -> None:
@@ -135,7 +137,7 @@ class Rounds:
                 )
             if (found := plan.covering(sample)) is not None or schedule.closed:
                 return found
-            if get_worker_info() is None or time.monotonic() > deadline:
+            if get_worker_info() is None or (time.monotonic() > deadline and not schedule.watched):
                 raise self._missing(plan)
             check_parent()
             time.sleep(_POLL)

@@ -149,7 +149,7 @@ def _cost_lines(
     return [
         f"memory      about {gb['total']} GB per device (estimate): weights, gradients and Adam {gb['states']}, "
         f"gathered {gb['gathered']}, activations {gb['activations']}, logits {gb['logits']}; "
-        f"{'1 (auto)' if microbatch == 'auto' else microbatch} sequences at a time",
+        f"microbatches of {'1 (auto)' if microbatch == 'auto' else microbatch}",
         f"compute     about {flops:.2e} FLOP (estimate{of_what}{without}): {_number(hours)} device-hours at {rate}, "
         f"{_number(hours / devices.num_devices)} hours on {devices.num_devices}",
     ]

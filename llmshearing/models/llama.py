@@ -106,7 +106,7 @@ def load_pretrained(path: str, *, attn_implementation: str = "sdpa") -> transfor
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise InputError(f"The weights in '{path}' cannot be loaded: {_reason(error)}") from error
     lacking, foreign = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
-    differing = [f"{name} {tuple(found)}, not {tuple(wanted)}" for name, found, wanted in info["mismatched_keys"]]
+    differing = sorted(map(str, info["mismatched_keys"]))
     total = sum(1 for _ in model.parameters())  # tied ones count once
     count = f"Loaded {total - len(lacking) - len(differing)} of {total} tensors from '{path}'"
     for problem, names in (

@@ -71,6 +71,7 @@ class TargetedPruning(Algorithm):
         self.target = dict(target)
         self.lr, self.lr_schedule, self.betas = lr, lr_schedule, (float(betas[0]), float(betas[1]))
         self.warmup, self.compat, self.seed = str(warmup), compat, seed
+        self._warmup_time = _parse_warmup(self.warmup)
         self.source_shape: ModelShape
         self.target_shape: ModelShape
         self.masks: LearnedMasks
@@ -89,6 +90,7 @@ class TargetedPruning(Algorithm):
         return event in (
             Event.INIT,
             Event.AFTER_LOAD,
+            Event.FIT_START,
             Event.BEFORE_TRAIN_BATCH,
             Event.BATCH_END,
             Event.EVAL_START,
@@ -99,6 +101,8 @@ class TargetedPruning(Algorithm):
         """Run the step of ``event``, see :meth:`match`."""
         if event == Event.INIT:
             self._build(state)
+        elif event == Event.FIT_START:
+            self._resolve_warmup(state)
         elif event == Event.BEFORE_TRAIN_BATCH:  # again on every retry of automatic microbatching
             self._draw(state)
         elif event == Event.BATCH_END:
@@ -130,7 +134,9 @@ class TargetedPruning(Algorithm):
             groups,
             lr=self.lr,
             betas=self.betas,
-            warmup_steps=self._warmup_batches(state),
+            warmup_steps=self._warmup_time.value
+            if self._warmup_time.unit == TimeUnit.BATCH
+            else 0,  # else at FIT_START
             compat=self.compat,
             seed=self.seed,
             device=device,
@@ -144,19 +150,16 @@ class TargetedPruning(Algorithm):
             self.target_shape.num_parameters(),
         )
 
-    def _warmup_batches(self, state: State) -> int:
-        try:
-            warmup = Time.from_timestring(self.warmup)
-        except ValueError as error:
-            raise InputError(f"warmup is '{self.warmup}', which is not a time such as '640ba' or '0.2dur'.") from error
-        if warmup.unit == TimeUnit.BATCH:
-            return warmup.value
+    def _resolve_warmup(self, state: State) -> None:
+        """A warm-up given as a share of the run needs the run's length, which Composer knows only when fitting."""
+        if self._warmup_time.unit != TimeUnit.DURATION:
+            return
         duration = state.max_duration
-        if warmup.unit == TimeUnit.DURATION and duration is not None and duration.unit == TimeUnit.BATCH:
-            return round(warmup.value * duration.value)
-        raise InputError(
-            f"warmup is '{self.warmup}'; give it in batches ('640ba'), or as a share of a max_duration in batches."
-        )
+        if duration is None or duration.unit != TimeUnit.BATCH:
+            raise InputError(
+                f"warmup is '{self.warmup}', a share of the run, but max_duration is '{duration}'. Give one in batches."
+            )
+        self.masks.warmup_steps = round(self._warmup_time.value * duration.value)
 
     def _draw(self, state: State) -> None:
         self._drawn = self.masks.draw(int(state.timestamp.batch))
@@ -228,6 +231,16 @@ class TargetedPruning(Algorithm):
         if state["compat"] != self.compat:
             raise InputError(f"The checkpoint was made with compat={state['compat']}, this run has {self.compat}.")
         self.masks.load_state_dict(state["masks"])
+
+
+def _parse_warmup(warmup: str) -> Time:
+    try:
+        time = Time.from_timestring(warmup)
+    except ValueError as error:
+        raise InputError(f"warmup is '{warmup}', which is not a time such as '640ba' or '0.2dur'.") from error
+    if time.unit not in (TimeUnit.BATCH, TimeUnit.DURATION):
+        raise InputError(f"warmup is '{warmup}'; give it in batches ('640ba') or as a share of the run ('0.2dur').")
+    return time
 
 
 def _average_over_ranks(parameters: Mapping[str, Tensor]) -> None:

@@ -15,10 +15,12 @@ import torch
 from composer import Callback, State, Trainer
 from composer.core import Time
 from composer.loggers import InMemoryLogger, Logger
+from torch.utils.data import DataLoader
 
 from llmshearing.data.callback import DynamicBatchLoading
 from llmshearing.data.proportions import apportion, effective_domains, update_proportions
 from llmshearing.errors import InputError
+from tests.data.helpers import shared_memory_of
 from tests.data.training import GLOBAL_BATCH, PROPORTIONS, REFERENCES, ROUND, Recorder, make_trainer
 
 Make = Callable[..., tuple[Trainer, Recorder]]
@@ -149,6 +151,8 @@ def test_reference_losses_from_a_file(make: Make, tmp_path: Path) -> None:
         ({"eval_interval": "0ba"}, "not evaluated at batch 4"),
         ({"eval_interval": "96sp"}, "not evaluated at batch 4"),
         ({"dataset": {"on_exhausted": "stop", "start": {"web": 190}}}, "web run out within the first round"),
+        ({"train_subset_num_batches": 5}, "one endless epoch"),
+        ({"steer": DynamicBatchLoading(REFERENCES, floor={"wbe": 0.1})}, "floor 'wbe'. Did you mean 'web'"),
     ],
 )
 def test_what_does_not_fit_is_said_before_the_first_batch(make: Make, settings: dict[str, Any], message: str) -> None:
@@ -163,6 +167,56 @@ def test_intervals_that_meet_every_round_are_accepted(make: Make, interval: str)
     trainer, recorder = make(eval_interval=interval, duration="9ba")
     trainer.fit()
     assert len(recorder.batches) == 9
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "needs reference_losses"),
+        ({"update_type": "doremy"}, "Did you mean 'doremi'"),
+        ({"reference_losses": REFERENCES, "smoothing": 1.5}, "smoothing between 0 and 1"),
+        ({"reference_losses": REFERENCES, "max_change": 0.0}, "max_change above 0"),
+        ({"reference_losses": REFERENCES, "eta": -1.0}, "eta must be at least 0"),
+    ],
+)
+def test_settings_are_checked_when_they_are_given(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        DynamicBatchLoading(**settings)
+
+
+def test_a_loader_with_another_batch_size_is_refused(make: Make) -> None:
+    trainer, _ = make()
+    dataset = trainer.state.train_dataloader.dataset
+    trainer.state.train_dataloader = DataLoader(dataset, batch_size=3)
+    with pytest.raises(InputError, match="batches of 3 samples, the dataset has 12 per rank"):
+        trainer.fit()
+
+
+def test_closing_the_trainer_gives_shared_memory_back(make: Make, data: Path) -> None:
+    trainer, _ = make(duration="4ba")
+    trainer.fit()
+    dataset = trainer.state.train_dataloader.dataset
+    assert f"{dataset._shm_prefix_int:06}" in shared_memory_of(data)
+    trainer.close()
+    assert f"{dataset._shm_prefix_int:06}" not in shared_memory_of(data)
+    assert len(dataset[0]["input_ids"]) == 8  # and the dataset can still be used
+
+
+def test_a_cache_too_small_for_the_shuffled_blocks_is_reported(
+    make: Make, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    remote = {"local": str(tmp_path), "remote": str(data), "cache_limit": 20_000, "shuffle_block_size": 300}
+    trainer, _ = make(duration="1ba", dataset=remote)
+    with caplog.at_level(logging.WARNING):
+        trainer.fit()
+    assert any("more than cache_limit (2e+04)" in message for message in caplog.messages)
+
+
+def test_a_share_of_less_than_half_a_sample_is_reported(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    trainer, _ = make(duration="1ba", dataset={"proportions": {"code": 0.5, "web": 0.495, "books": 0.005}})
+    with caplog.at_level(logging.WARNING):
+        trainer.fit()
+    assert any("'books' is due 0.24 samples in a round of 48" in message for message in caplog.messages)
 
 
 def test_a_missing_evaluator_is_named(make: Make) -> None:
@@ -248,6 +302,8 @@ def test_checkpoints_of_other_data_are_refused(make: Make, tmp_path: Path, make_
     other = make_data(code=301, web=200, books=100)
     with pytest.raises(InputError, match="The shards are not those of the checkpoint"):
         make(load_path=str(tmp_path / "latest-rank0.pt"), dataset={"local": str(other)})
+    with pytest.raises(InputError, match="was not a DynamicStreamingDataset"):
+        make()[0].state.train_dataloader.dataset.load_state_dict({"epoch": 0, "sample_in_epoch": 12})
 
 
 def test_llm_foundry_labels_are_understood(make: Make) -> None:

@@ -208,6 +208,7 @@ def test_it_has_no_length(data: Path) -> None:
         ({"local": {"code": "x", "web": "y", "bocks": "z"}}, "Unknown domain 'books'. Did you mean 'bocks'"),
         ({"seq_len": 9}, "sequences of 8 tokens, where 9 are expected"),
         ({"start": {"cod": 3}}, "Did you mean 'code'"),
+        ({"start": {"code": -3}}, "start at least 0"),
         ({"update_interval": 0}, "update_interval"),
     ],
 )

@@ -4,6 +4,8 @@ import multiprocessing
 from multiprocessing.context import BaseContext
 
 import pytest
+from torch.utils.data._utils import worker
+from torch.utils.data._utils.worker import WorkerInfo
 
 from llmshearing.data.plan import RoundPlan
 from llmshearing.data.rounds import Rounds
@@ -52,6 +54,24 @@ def test_beginning_again_behind_the_plan_is_an_error() -> None:
     shared.update([0.5, 0.5])
     with pytest.raises(InputError, match="began again at sample 3"):
         shared.wait_for(3)
+
+
+def _wait(shared: Rounds, sample: int) -> None:
+    worker._worker_info = WorkerInfo(id=0, num_workers=1, seed=0, dataset=None)
+    shared.wait_for(sample)
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_a_worker_waits_so_long_or_until_told(watched: bool) -> None:
+    shared = rounds(timeout=0.2)
+    shared.open(watched=watched)
+    process = multiprocessing.get_context("fork").Process(target=_wait, args=(shared, 20))
+    process.start()
+    process.join(1.5)
+    assert (process.exitcode is None) == watched
+    shared.update([0.5, 0.5])
+    process.join()
+    assert process.exitcode == (0 if watched else 1)
 
 
 def test_closing_ends_a_wait_until_opened() -> None:

@@ -122,6 +122,12 @@ def test_mask_learning_rate_can_follow_the_schedule() -> None:
     assert 0.1 <= last < 0.2  # near the end of a cosine from 1 to 0.1
 
 
+def test_warmup_can_be_a_share_of_the_run() -> None:
+    trainer = make_trainer([pruning(warmup="0.5dur")])
+    trainer.fit()
+    assert logged(trainer, "pruning/hidden_size/target")[:8] == [48 - 4 * min(batch, 6) for batch in range(8)]
+
+
 def test_source_that_already_has_the_target_shape_is_refused() -> None:
     with pytest.raises(InputError, match="there is nothing to prune"):
         make_trainer([TargetedPruning({"hidden_size": 48})])
@@ -143,6 +149,7 @@ def test_models_that_are_not_hugging_face_are_refused() -> None:
         ({"lr": 0.0}, "must be above 0"),
         ({"warmup": "soon"}, "not a time such as"),
         ({"warmup": "1ep"}, "give it in batches"),
+        ({"warmup": "100tok"}, "give it in batches"),
     ],
 )
 def test_wrong_settings_are_refused(settings: dict, message: str) -> None:
