@@ -73,15 +73,15 @@ def build(path: Path, scale: str) -> None:
     torch.save({"state": state, "rng": []}, path)
 
 
-def measure(command: list[str]) -> tuple[float, float]:
-    """Seconds and largest resident set, in GB, of a command."""
+def measure(command: list[str]) -> tuple[float, float, float]:
+    """Seconds, seconds of processor time, and largest resident set in GB, of a command."""
     begin = time.perf_counter()
     process = subprocess.Popen(command)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} failed.")
-    return time.perf_counter() - begin, usage.ru_maxrss * 1024 / 1e9
+    return time.perf_counter() - begin, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e9
 
 
 def compare(folder: Path, scale: str) -> None:
@@ -89,7 +89,7 @@ def compare(folder: Path, scale: str) -> None:
     checkpoint, copy, out = folder / "checkpoint.pt", folder / "copy.pt", folder / "sheared"
     python = [sys.executable, "-m"]
     measure([*python, "benchmarks.convert", "--scale", scale, "--build", str(checkpoint)])
-    measured: dict[str, list[tuple[float, float]]] = {"cp": [], "shear": []}
+    measured: dict[str, list[tuple[float, float, float]]] = {"cp": [], "shear": []}
     for _ in range(ROUNDS):
         with checkpoint.open("rb", buffering=0) as file:  # into the page cache
             while file.read(1 << 26):
@@ -101,11 +101,12 @@ def compare(folder: Path, scale: str) -> None:
         shutil.rmtree(out)
     read = checkpoint.stat().st_size
     print(f"\n{scale}: {read / 1e9:.2f} GB to {written / 1e9:.2f} GB, median of {ROUNDS}, warm cache")
-    print(f"{'':8}{'seconds':>10}{'of cp':>8}{'peak RSS, GB':>15}")
-    base = statistics.median(seconds for seconds, _ in measured["cp"])
+    print(f"{'':8}{'seconds':>10}{'of cp':>8}{'CPU seconds':>14}{'peak RSS, GB':>15}")
+    base = statistics.median(seconds for seconds, _, _ in measured["cp"])
     for name, rows in measured.items():
-        seconds = statistics.median(seconds for seconds, _ in rows)
-        print(f"{name:8}{seconds:>10.1f}{seconds / base:>8.2f}{max(memory for _, memory in rows):>15.2f}")
+        seconds, processor, _ = (statistics.median(column) for column in zip(*rows, strict=True))
+        memory = max(row[-1] for row in rows)
+        print(f"{name:8}{seconds:>10.1f}{seconds / base:>8.2f}{processor:>14.1f}{memory:>15.2f}")
 
 
 def main() -> None:
