@@ -49,7 +49,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     files = [*sorted(REPOSITORY.glob("llmshearing/**/*.py")), *sorted(REPOSITORY.glob("data_prep/*.py"))]
     for number, domain in enumerate(DOMAINS):
         (folder / "corpus" / domain).mkdir(parents=True)
-        lines = [json.dumps({"text": file.read_text()}) for file in files[number :: len(DOMAINS)]]
+        texts = [file.read_text() for file in files[number :: len(DOMAINS)]]
+        lines = [json.dumps({"text": text}) for text in texts if text]
         (folder / "corpus" / domain / "text.jsonl").write_text("\n".join(lines))
     corpus, tokenizer = str(folder / "corpus"), str(folder / "tokenizer")
     call(sys.executable, "data_prep/train_tokenizer.py", corpus, tokenizer, "--vocab-size", "512")

@@ -91,7 +91,7 @@ def test_settings_that_are_named_exist() -> None:
     for setting in (
         "device_train_microbatch_size",
         "global_train_batch_size",
-        "dist_timeout",
+        "autoresume",
         "save_interval",
         "dry_run",
     ):

@@ -41,6 +41,7 @@ def main() -> None:
         command.add_argument("--max-shard-size", default="5GB", help="size of a safetensors file (default: 5GB)")
         command.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     arguments = parser.parse_args()
+    torch.set_num_threads(1)  # memory sets the pace; threads would spin while they wait for a few MB
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     convert = shear if arguments.command == "shear" else export
     convert(

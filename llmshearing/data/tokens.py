@@ -52,7 +52,7 @@ class TokenDecoder:
                 f"{where} holds tokens of shape {tuple(tokens.shape)}, not {self.seq_len} tokens. Prepare every "
                 "domain with one sequence length, and set seq_len to it or leave it out."
             )
-        if self.vocab_size is not None and (tokens.max() >= self.vocab_size or tokens.min() < 0):
+        if self.vocab_size is not None and not _below(tokens, self.vocab_size):
             raise InputError(
                 f"{where} holds token ids from {tokens.min()} to {tokens.max()}, but the vocabulary has "
                 f"{self.vocab_size}. Prepare the data with the tokenizer of the model."
@@ -78,7 +78,11 @@ def _holds_ids(data: bytes, dtype: str, limit: int) -> bool:
     if len(data) % np.dtype(dtype).itemsize:
         return False
     ids = np.frombuffer(data, dtype)
-    return bool(len(ids) and ids.min() >= 0 and ids.max() < limit)
+    return bool(len(ids)) and _below(ids, limit)
+
+
+def _below(ids: NDArray[Any], limit: int) -> bool:
+    return bool(ids.max() < limit) and (ids.dtype.kind == "u" or bool(ids.min() >= 0))
 
 
 def check_columns(shards: list[Any], domain: str, *, seq_len: int | None, vocab_size: int | None) -> int | None:
