@@ -171,7 +171,7 @@ def test_eval_names_what_is_missing(lost: str, model_folder: Path, tmp_path: Pat
     if lost == "shard":
         write_domain(tmp_path / "cc", np.zeros((2, SEQUENCE), dtype=np.uint16))
         (tmp_path / "cc" / "shard.00000.mds").unlink()
-    elif lost == "column": r"Domain 'cc' has columns \['text'\], not 'tokens'",
+    elif lost == "column":
         with MDSWriter(out=str(tmp_path / "cc"), columns={"text": "str"}) as writer:
             writer.write({"text": "abc"})
     elif lost == "model":
@@ -179,7 +179,7 @@ def test_eval_names_what_is_missing(lost: str, model_folder: Path, tmp_path: Pat
         model = str(tmp_path / "nowhere")
     message = {
         "shard": "shard.00000.mds' is missing",
-        "column": r"Domain 'cc' has columns \['text'\], not 'tokens'", r"'cc' has columns \['text'\] but no 'tokens'",
+        "column": r"'cc' has columns \['text'\], not 'tokens'",
         "domains": "no prepared domain",
         "model": "Cannot load .*nowhere",
     }
