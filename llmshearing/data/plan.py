@@ -10,13 +10,19 @@ A :class:`RoundPlan` fixes a round completely: given it, any process can compute
 from __future__ import annotations
 
 import dataclasses
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from llmshearing.data.permutation import derive_key, permute
 from llmshearing.data.proportions import apportion
+
+
+@lru_cache(maxsize=2)
+def shuffled_places(size: int, seed: int, number: int) -> NDArray[np.int64]:
+    """The part of a round's layout that its proportions have no say in, so that it can be worked out beforehand."""
+    return permute(np.arange(size), size, derive_key(seed, "round", number))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +82,7 @@ class RoundPlan:
         in the order of its stream, so that those used at any moment are the stream's first ones, and nothing is skipped
         or repeated if a run ends within a round.
         """
-        drawn = permute(np.arange(self.size), self.size, derive_key(self.seed, "round", self.number))
+        drawn = shuffled_places(self.size, self.seed, self.number)
         ends = np.cumsum(self.counts)
         domains = np.searchsorted(ends, drawn, side="right")
         positions = np.empty_like(domains)

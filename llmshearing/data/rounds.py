@@ -16,12 +16,12 @@ from typing import Any
 from numpy.typing import ArrayLike
 from torch.utils.data import get_worker_info
 
-from llmshearing.data.plan import RoundPlan
+from llmshearing.data.plan import RoundPlan, shuffled_places
 from llmshearing.data.proportions import distribution
 from llmshearing.data.shards import check_parent
 from llmshearing.errors import InputError
 
-_POLL = 0.002  # seconds between a waiting worker's looks
+_POLL = 0.001  # seconds between a waiting worker's looks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +140,7 @@ class Rounds:
             if get_worker_info() is None or (time.monotonic() > deadline and not schedule.watched):
                 raise self._missing(plan)
             check_parent()
+            shuffled_places(plan.size, plan.seed, plan.number + 1)  # there is time now, and none when the plan comes
             time.sleep(_POLL)
 
     def _missing(self, plan: RoundPlan) -> InputError:

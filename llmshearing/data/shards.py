@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import streaming.base.dataset as streaming_dataset
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from streaming import Stream, StreamingDataset
 from streaming.base import distributed as dist
@@ -34,6 +34,7 @@ from llmshearing.errors import InputError
 log = logging.getLogger(__name__)
 
 _POLL = 0.005  # seconds between looks at a shard that another process is fetching
+_TURN = 120  # seconds to wait for other runs that open data
 _REMOTE, _PREPARING, _LOCAL = 1, 2, 3  # streaming's shard states
 
 
@@ -217,7 +218,10 @@ def _one_at_a_time() -> Iterator[None]:
     with process_group():
         try:
             if dist.get_local_rank() == 0:
-                lock.acquire()
+                try:
+                    lock.acquire(timeout=_TURN)
+                except Timeout:
+                    log.warning("Another run has been opening data for %d s; not waiting for it.", _TURN)
             dist.barrier()
             yield
         finally:

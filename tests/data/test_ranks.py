@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +12,6 @@ from tests.data.launch import global_batches, results, start
 from tests.data.training import Recorder, make_trainer
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
-
-
-@pytest.fixture
-def eval_data(make_data: Callable[..., Path]) -> Path:
-    return make_data(code=5, web=3, books=4)
 
 
 def test_ranks_and_restarts_do_not_matter(data: Path, eval_data: Path, tmp_path: Path) -> None:

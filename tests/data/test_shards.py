@@ -54,31 +54,33 @@ def test_bounds_say_what_spanner_says() -> None:
             bounds[outside]
 
 
-def _open(root: Path, barrier: Barrier, results: Queue[str]) -> None:
-    barrier.wait()
-    try:
+def _open(root: Path, barrier: Barrier, results: Queue[str], times: int) -> None:
+    for _ in range(times):
+        barrier.wait()
         dataset = open_dataset(root)
         barrier.wait()  # nobody leaves before all are in
         results.put(f"prefix {dataset._shm_prefix_int}")
         del dataset
         gc.collect()
-    except BaseException as error:
-        results.put(repr(error))
-        raise
 
 
 def test_runs_that_start_together_do_not_collide(data: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    for _ in range(3):
-        barrier, results = context.Barrier(3), context.Queue()
-        processes = [context.Process(target=_open, args=(data, barrier, results)) for _ in range(3)]
+    context = multiprocessing.get_context("spawn")  # a fork would inherit this process's process group, not its threads
+    runs, times = 3, 3
+    barrier, results = context.Barrier(runs, timeout=60), context.Queue()
+    processes = [context.Process(target=_open, args=(data, barrier, results, times)) for _ in range(runs)]
+    for process in processes:
+        process.start()
+    try:
+        for _ in range(times):
+            answers = [results.get(timeout=90) for _ in processes]
+            assert len(set(answers)) == runs, answers
         for process in processes:
-            process.start()
-        answers = [results.get(timeout=60) for _ in processes]
+            process.join(timeout=60)
+            assert process.exitcode == 0
+    finally:
         for process in processes:
-            process.join()
-        assert len(set(answers)) == 3, answers
-        assert all(answer.startswith("prefix") for answer in answers)
+            process.kill()
 
 
 def test_shared_memory_goes_with_the_dataset(data: Path) -> None:
