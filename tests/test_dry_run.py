@@ -51,6 +51,35 @@ def test_every_pruning_and_continued_recipe_is_counted_here() -> None:
         assert {path.stem for path in (REPOSITORY / "yamls" / stage).glob("*.yaml")} == COUNTS.keys()
 
 
+# demo and debug recipe -> parameters of the model that it trains, and of the target
+SMALL_COUNTS = {
+    ("demo", "source"): (6_229_248, None),
+    ("demo", "prune"): (6_229_248, 1_565_568),
+    ("demo", "continue"): (1_565_568, None),
+    ("demo", "control"): (1_565_568, None),
+    ("debug", "prune"): (303_680, 87_200),
+}
+
+
+def test_every_small_recipe_is_counted_here() -> None:
+    paths = [path for stage in ("demo", "debug") for path in (REPOSITORY / "yamls" / stage).glob("*.yaml")]
+    assert {(path.parent.name, path.stem) for path in paths} == SMALL_COUNTS.keys()
+
+
+@pytest.mark.parametrize(("stage", "name"), SMALL_COUNTS)
+def test_small_recipes_have_the_stated_shapes(
+    stage: str, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)  # before anything is prepared or trained
+    source, target = SMALL_COUNTS[stage, name]
+    text, findings = run(recipe_of(stage, name), Devices(1))
+    assert not findings.problems
+    assert f": {source:,} parameters\n" in text
+    assert ("target " in text) == (target is not None)
+    assert target is None or f": {target:,} parameters, " in text
+    assert {f"runs/{stage}/data/train", f"runs/{stage}/data/eval"} <= set(re.findall(r"data '(.*?)'", str(findings)))
+
+
 @pytest.mark.parametrize("name", COUNTS)
 def test_recipes_have_the_stated_shapes(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)  # no data, no models
@@ -175,7 +204,7 @@ def test_a_model_that_is_here_is_held_against_the_recipe(tmp_path: Path) -> None
 
 def test_a_model_that_is_nowhere_needs_its_sizes() -> None:
     with pytest.raises(InputError, match="'nowhere' is not here; give its sizes as model.expected_config"):
-        run(recipe_of("demo", "prune", "model.pretrained=nowhere"))
+        run(recipe_of("demo", "prune", "model.pretrained=nowhere", "model.expected_config=null"))
 
 
 def saved_bytes(shape: ModelShape, *, layers: int, batch: int, precision: str) -> int:

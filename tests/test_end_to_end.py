@@ -98,6 +98,7 @@ def test_source_prune_shear_continue_export(prepared: Path, tmp_path: Path, num_
     train(
         "prune",
         f"model.pretrained={tmp_path / 'source'}",
+        "model.expected_config=null",
         f"callbacks.dynamic_batch_loading.reference_losses={tmp_path / 'source.json'}",
         "algorithms.targeted_pruning.warmup=3ba",
         *(f"algorithms.targeted_pruning.target.{name}={size}" for name, size in TARGET.items()),
@@ -115,6 +116,7 @@ def test_source_prune_shear_continue_export(prepared: Path, tmp_path: Path, num_
     train(
         "continue",
         f"model.pretrained={tmp_path / 'sheared'}",
+        "model.expected_config=null",
         f"train_loader.dataset.proportions={shearing}",
         f"train_loader.dataset.start={shearing}",
         f"callbacks.dynamic_batch_loading.reference_losses={tmp_path / 'source.json'}",

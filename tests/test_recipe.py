@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,23 @@ def test_every_shipped_recipe_says_what_it_is_and_how_to_run_it(path: Path) -> N
     text = path.read_text()
     assert text.startswith("# ")
     assert f"composer -m llmshearing.train {path.relative_to(REPOSITORY)}" in text or "fsdp_config:" in text
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_every_key_of_a_shipped_recipe_has_a_comment(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    commented, within = 0, (0, "")
+    for line in lines:
+        if (match := re.match(r"( *)([\w.]+):", line)) is None:
+            assert not line.strip() or line.lstrip().startswith("#"), line
+            continue
+        depth, key = len(match[1]), match[2]
+        if depth > within[0] and within[1] in ("proportions", "reference_losses"):
+            continue  # their keys are domains
+        within = (depth, key)
+        assert re.search(r" # \w", line), line
+        commented += 1
+    assert commented > 50
 
 
 def test_overrides_and_interpolations_and_defaults(recipe: Path) -> None:
