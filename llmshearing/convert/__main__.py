@@ -44,13 +44,16 @@ def main() -> None:
     torch.set_num_threads(1)  # memory sets the pace; threads would spin while they wait for a few MB
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     convert = shear if arguments.command == "shear" else export
-    convert(
-        arguments.checkpoint,
-        arguments.out,
-        dtype=_DTYPES[arguments.dtype] if arguments.dtype else None,
-        max_shard_bytes=_num_bytes(arguments.max_shard_size),
-        overwrite=arguments.overwrite,
-    )
+    try:
+        convert(
+            arguments.checkpoint,
+            arguments.out,
+            dtype=_DTYPES[arguments.dtype] if arguments.dtype else None,
+            max_shard_bytes=_num_bytes(arguments.max_shard_size),
+            overwrite=arguments.overwrite,
+        )
+    except KeyboardInterrupt:  # said already; a traceback adds nothing
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,13 @@ from torch import Tensor
 from llmshearing.convert.checkpoint import Checkpoint
 from llmshearing.convert.folder import sheared_config, write_config, write_tokenizer
 from llmshearing.convert.layout import select, shape_of_config
+from llmshearing.convert.output import output_folder
 from llmshearing.convert.safetensors import DTYPES, Entry, write_shards
 from llmshearing.convert.sharded import Sharded
 from llmshearing.convert.single_file import SingleFile
 from llmshearing.convert.stored import StoredTensor
 from llmshearing.errors import InputError
-from llmshearing.fileio import new_folder, write_json
+from llmshearing.fileio import write_json
 from llmshearing.pruning.hard_concrete import deterministic
 from llmshearing.pruning.shear import Placement, Shears
 from llmshearing.pruning.target import unit_groups
@@ -82,7 +82,7 @@ def shear(
         "kept": shears.describe(),
         **_data_record(checkpoint),
     }
-    with _new_folder(out, overwrite=overwrite) as folder:
+    with output_folder(out, overwrite=overwrite) as folder:
         write_shards(folder, entries, max_shard_bytes=max_shard_bytes)
         write_config(folder, sheared_config(config, shears.target, shears.layers), entries[0].dtype)
         write_tokenizer(folder, tokenizer)
@@ -108,20 +108,11 @@ def export(
         _entry(tensor, Placement(name, tensor.shape, None, None, None, None), dtype, path)
         for name, tensor in select(checkpoint.tensors, shape, path).items()
     ]
-    with _new_folder(out, overwrite=overwrite) as folder:
+    with output_folder(out, overwrite=overwrite) as folder:
         write_shards(folder, entries, max_shard_bytes=max_shard_bytes)
         write_config(folder, config, entries[0].dtype)
         write_tokenizer(folder, tokenizer)
     log.info("Exported %d tensors, %d parameters: '%s'.", len(entries), shape.num_parameters(), out)
-
-
-@contextmanager
-def _new_folder(out: str | Path, *, overwrite: bool) -> Iterator[Path]:
-    try:
-        with new_folder(out, overwrite=overwrite) as folder:
-            yield folder
-    except OSError as error:  # reading raises InputError, so this is about writing
-        raise InputError(f"Cannot write '{out}': {error.strerror or error}. Nothing was left behind.") from error
 
 
 def _shears(checkpoint: Checkpoint) -> Shears:

@@ -1,0 +1,120 @@
+"""The folder that a conversion writes: complete or not there, whatever ends the process."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import re
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+
+from llmshearing.errors import InputError
+from llmshearing.fileio import new_folder
+
+log = logging.getLogger(__name__)
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextmanager
+def output_folder(out: str | Path, *, overwrite: bool) -> Iterator[Path]:
+    """Yield a temporary sibling of ``out`` to fill; it becomes ``out`` only when the block succeeds.
+
+    A signal that ends the process does so when the temporary folder is gone, or has become ``out``.
+
+    Raises:
+        InputError: ``out`` exists and ``overwrite`` is false, or it cannot be written.
+    """
+    out, signals = Path(out), _Signals()
+    try:
+        _remove_leftovers(out)
+        with signals.held(), ExitStack() as lock, new_folder(out, overwrite=overwrite) as folder:
+            lock.callback(os.close, _lock(folder)[0])
+            with signals.raised():
+                yield folder
+    except OSError as error:  # reading raises InputError, so this is about writing
+        raise InputError(f"Cannot write '{out}': {error.strerror or error}. Nothing was left behind.") from error
+
+
+class _Signals:
+    """Signals that end the process, put off while they would leave something behind."""
+
+    def __init__(self) -> None:
+        self._came: signal.Signals | None = None
+        self._raises = False
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Put signals off until the end of the block; then they do what they did before."""
+        if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
+            yield
+            return
+        handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+        ignored = (signal.SIG_IGN, None)  # as nohup does with SIGHUP; None: not set from Python
+        handlers = {number: handler for number, handler in handlers.items() if handler not in ignored}
+        for number in handlers:
+            signal.signal(number, self._handle)
+        try:
+            yield
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            if self._came is not None:
+                os.kill(os.getpid(), self._came)
+
+    @contextmanager
+    def raised(self) -> Iterator[None]:
+        """End the block, by SystemExit, where a signal comes or was put off."""
+        self._raises = True
+        try:
+            if self._came is not None:
+                self._stop(self._came)
+            yield
+        finally:
+            self._raises = False
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._came = signal.Signals(number)
+        if self._raises:
+            self._stop(self._came)
+
+    def _stop(self, number: signal.Signals) -> None:
+        self._raises = False  # a second signal must not end the cleaning up
+        log.warning("Stopped by %s. Nothing is left behind.", number.name)
+        raise SystemExit(128 + number)
+
+
+def _lock(folder: Path) -> tuple[int, bool]:
+    """A descriptor of a folder, and whether it now has the folder's lock. Locks go with the process that holds them."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # another process has it, or this file system has no locks
+        return descriptor, False
+    return descriptor, True
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Remove what killed conversions to ``out`` left beside it; what may be of use is only named."""
+    temporary = re.compile(rf"\.{re.escape(out.name)}\.(old\.)?[a-z0-9_]{{8}}")  # as new_folder names them
+    for folder in sorted(out.parent.iterdir()) if out.parent.is_dir() else []:
+        match = temporary.fullmatch(folder.name)
+        # Weights are written first, after the folder is locked; without them it is new, or somebody else's.
+        if match is None or next(folder.glob("model*.safetensors"), None) is None:
+            continue
+        if match[1]:
+            log.warning("'%s' was '%s' when a conversion was killed. Remove it, or move it back.", folder, out)
+            continue
+        descriptor, locked = _lock(folder)
+        if locked:
+            shutil.rmtree(folder, ignore_errors=True)
+            log.warning("Removed '%s', left by a conversion that was killed.", folder)
+        else:
+            log.warning("'%s' is of a conversion that still runs, or was killed where there are no locks.", folder)
+        os.close(descriptor)
