@@ -30,6 +30,11 @@ def test_every_python_block_is_run_here() -> None:
     assert README.count("```python\n") == len(SNIPPETS) == 2
 
 
+def test_it_is_added_in_ten_lines() -> None:
+    lines = SNIPPETS["Add it to your Composer Trainer"].splitlines()
+    assert 5 < sum(bool(line.strip()) for line in lines) <= 10
+
+
 def test_add_it_to_your_composer_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class ShortTrainer(composer.Trainer):
         """A Trainer that stops early."""
