@@ -16,7 +16,8 @@ import time
 import weakref
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from tempfile import gettempdir
 from typing import Any
 
@@ -82,8 +83,14 @@ class ShardedDataset(StreamingDataset):
                 super().__init__(streams=streams, cache_limit=cache_limit, **settings)
         except (ValueError, FileNotFoundError) as error:
             raise InputError(f"The data cannot be opened: {error}") from error
+        except RuntimeError as error:
+            if "contains no samples" not in str(error):
+                raise
+            raise InputError(f"{error} Prepare more data for this domain, or leave the domain out.") from error
         arrays = (self._next_epoch.arr, self._cache_usage.arr, self._shard_states, self._shard_access_times)
         self._memories = [self._locals_shm, self._shared_barrier._arr.shm, *(array.shm for array in arrays)]
+        for memory in self._memories:
+            atexit.unregister(memory.cleanup)  # the finalizer below runs at exit too, and names are given back once
         weakref.finalize(self, _clean_up, self._memories, os.getpid())
 
     def unlink(self) -> None:
@@ -91,10 +98,7 @@ class ShardedDataset(StreamingDataset):
 
         The dataset stays usable, though not by workers that are spawned later.
         """
-        for memory in self._memories:
-            for created in memory.created_shms:
-                with suppress(FileNotFoundError):
-                    created.unlink()
+        _give_back_names(self._memories)
 
     def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
         """Make sure that a shard is in the local folder.
@@ -160,9 +164,21 @@ class ShardedDataset(StreamingDataset):
 def _clean_up(memories: Sequence[SharedMemory], owner: int) -> None:
     """Give back shared memory when its dataset is gone; streaming itself keeps it until the process ends."""
     if os.getpid() == owner:  # a forked worker's copy of the dataset goes first
+        _give_back_names(memories)
         for memory in memories:
-            atexit.unregister(memory.cleanup)
             memory.cleanup()
+
+
+def _give_back_names(memories: Sequence[SharedMemory]) -> None:
+    """Unlink what this process created, once: a second time the name may be that of another run's memory."""
+    for memory in memories:
+        while memory.created_shms:
+            created = memory.created_shms.pop()
+            memory.opened_shms.append(created)  # which streaming closes, but does not unlink
+            try:
+                created.unlink()
+            except FileNotFoundError:  # somebody cleaned up; the tracker would unlink the name when the process ends
+                resource_tracker.unregister(f"/{created.name}", "shared_memory")
 
 
 def is_remote(stream: Stream) -> bool:
@@ -212,7 +228,8 @@ def _one_at_a_time() -> Iterator[None]:
     """Let one run at a time open data on this host.
 
     Streaming looks for an unused prefix for its shared memory and then takes it; another run in between takes the same
-    one. All ranks of a run have to look while their leader has the turn.
+    one. All ranks of a run have to look while their leader has the turn. Whoever waited for too long goes on without
+    one: taking the same memory is then an error of streaming's, not a silent mix-up, and far from likely.
     """
     lock = FileLock(os.path.join(gettempdir(), f"llmshearing-{os.getuid()}.lock"))
     with process_group():
@@ -221,7 +238,11 @@ def _one_at_a_time() -> Iterator[None]:
                 try:
                     lock.acquire(timeout=_TURN)
                 except Timeout:
-                    log.warning("Another run has been opening data for %d s; not waiting for it.", _TURN)
+                    log.warning(
+                        "Another run has held the lock file '%s' for %g s, as runs do while they open data. This one "
+                        "goes on without it; should it fail now, see whether the other one hangs, and start again.",
+                        *(lock.lock_file, _TURN),
+                    )
             dist.barrier()
             yield
         finally:

@@ -17,10 +17,11 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def start(ranks: int, out: Path, **job: Any) -> subprocess.Popen[bytes]:
-    """Start a run; ``out`` becomes the folder of its results and of its log."""
+    """Start a run; ``out`` becomes the folder of its results, its log and the other ranks' stderr."""
     out.mkdir()
     job = {"out": str(out), **{key: str(value) if isinstance(value, Path) else value for key, value in job.items()}}
-    command = [sys.executable, "-m", "composer", "-n", str(ranks), "-m", "tests.data.training", json.dumps(job)]
+    command = [sys.executable, "-m", "composer", "-n", str(ranks), "--stderr", str(out / "stderr{rank}")]
+    command += ["-m", "tests.data.training", json.dumps(job)]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     with (out / "log").open("wb") as log:
         return subprocess.Popen(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -12,7 +14,7 @@ import psutil
 import pytest
 
 from tests.data.helpers import shared_memory_of, write_domain
-from tests.data.launch import finish, processes_of, start, wait_until
+from tests.data.launch import finish, global_batches, processes_of, start, wait_until
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
@@ -52,6 +54,8 @@ def workers_of(process: psutil.Process) -> list[psutil.Process]:
 def assert_nothing_is_left(out: Path, data: Path) -> None:
     wait_until(lambda: not processes_of(out), "all processes to end", timeout=60)
     wait_until(lambda: not shared_memory_of(data), "the shared memory to go", timeout=30)
+    for log in (out / "log", out / "stderr1"):
+        assert "resource_tracker.py" not in log.read_text(), log.read_text()  # nor was anything unlinked twice
 
 
 def test_a_killed_worker_ends_the_run(job: dict[str, Any], data: Path, tmp_path: Path) -> None:
@@ -88,6 +92,24 @@ def test_an_exception_ends_the_run(job: dict[str, Any], data: Path, tmp_path: Pa
     launcher = start(2, out, **job)
     assert "crashed on purpose" in finish(launcher, out)
     assert launcher.returncode != 0
+    assert_nothing_is_left(out, data)
+
+
+def test_ranks_go_on_together_where_their_turn_does_not_come(
+    job: dict[str, Any], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    job = {**job, "duration": "5ba", "turn": 1.0, "loader": {"num_workers": 0}}
+    out = tmp_path / "run"
+    lock = tmp_path / f"llmshearing-{os.getuid()}.lock"
+    with lock.open("w") as hanging_run:
+        fcntl.flock(hanging_run, fcntl.LOCK_EX)
+        launcher = start(2, out, **job)
+        log = finish(launcher, out)
+    assert launcher.returncode == 0, log
+    assert f"held the lock file '{lock}' for 1 s" in log
+    assert "lock file" not in (out / "stderr1").read_text()  # only a host's first rank takes turns
+    assert len(global_batches([json.loads((out / f"rank{rank}.json").read_text()) for rank in (0, 1)])) == 5
     assert_nothing_is_left(out, data)
 
 

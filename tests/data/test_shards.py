@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import logging
 import multiprocessing
+import os
 import shutil
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable
 from multiprocessing.queues import Queue
+from multiprocessing.shared_memory import SharedMemory
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
@@ -18,9 +24,11 @@ import pytest
 from streaming import Stream
 from streaming.base.spanner import Spanner
 
+from llmshearing.data import shards
 from llmshearing.data.dataset import DynamicStreamingDataset
 from llmshearing.data.shards import ShardBounds, ShardedDataset
 from llmshearing.errors import InputError
+from tests.conftest import REPOSITORY
 from tests.data.helpers import mixes, open_dataset, shared_memory_of, train, write_domain
 
 SHARD_BYTES = 600  # a little more than a shard of 16 samples
@@ -91,6 +99,60 @@ def test_shared_memory_goes_with_the_dataset(data: Path) -> None:
     del dataset
     gc.collect()
     assert len(shared_memory_of(data)) < len(held)
+
+
+_OPEN_AND_UNLINK = """
+import sys, time
+from pathlib import Path
+from tests.data.helpers import open_dataset
+
+dataset = open_dataset(Path(sys.argv[1]))
+dataset.unlink()
+print(dataset._shm_prefix_int, flush=True)
+sys.stdin.readline()
+del dataset  # and at the end of the process, once more
+"""
+
+
+def test_names_that_another_run_has_taken_since_stay_its_own(data: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", _OPEN_AND_UNLINK, str(data)],
+        **dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE),
+        text=True,
+        cwd=REPOSITORY,
+    )
+    assert process.stdout is not None
+    prefix = int(process.stdout.readline())
+    kinds = ("locals", "barrier", "next_epoch", "cache_usage", "shard_states", "shard_access_times")
+    taken = [SharedMemory(f"{prefix:06}_{kind}", create=True, size=8) for kind in kinds]
+    try:
+        _, errors = process.communicate("go on\n", timeout=60)
+        assert process.returncode == 0, errors
+        assert "Traceback" not in errors, errors
+        for memory in taken:
+            SharedMemory(memory.name).close()  # it is still there
+    finally:
+        for memory in taken:
+            memory.close()
+            memory.unlink()
+
+
+def test_a_run_does_not_wait_for_ever_for_its_turn(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(shards, "_TURN", 0.3)
+    monkeypatch.setattr(shards, "gettempdir", lambda: str(tmp_path))
+    lock = tmp_path / f"llmshearing-{os.getuid()}.lock"
+    with lock.open("w") as other_run, caplog.at_level(logging.WARNING):
+        fcntl.flock(other_run, fcntl.LOCK_EX)
+        begin = time.monotonic()
+        assert len(open_dataset(data)[0]["input_ids"]) == 8
+        assert time.monotonic() - begin >= 0.3
+        assert [message for message in caplog.messages if f"held the lock file '{lock}' for 0.3 s" in message]
+        caplog.clear()
+        fcntl.flock(other_run, fcntl.LOCK_UN)
+        open_dataset(data)
+        assert not caplog.messages  # and the lock was not left taken
 
 
 @pytest.mark.parametrize("workers", [0, 3])
@@ -191,3 +253,16 @@ def test_settings_that_streaming_refuses(data: Path, tmp_path: Path, make_data: 
         open_remote(data, tmp_path / "cache", cache_limit=100)
     with pytest.raises(InputError, match="The data cannot be opened"):
         open_remote(tmp_path / "nowhere", tmp_path / "other")
+
+
+def test_a_domain_without_samples_is_named(remote: Path) -> None:
+    (remote / "web" / "index.json").write_text('{"shards": [], "version": 2}')
+    with pytest.raises(InputError, match=r"no samples: .*web/index.json. Prepare more data"):
+        open_dataset(remote)
+
+
+def test_two_runs_cannot_share_a_cache(data: Path, tmp_path: Path) -> None:
+    first = open_remote(data, tmp_path / "cache")
+    with pytest.raises(InputError, match=r"Reused local directory.*Provide a different one"):
+        open_remote(data, tmp_path / "cache")
+    assert len(train(first, 4, after=mixes())) == 4
