@@ -23,7 +23,8 @@ class TokenDecoder:
 
     Typed columns (``ndarray:uint16:4096``, as ``data_prep/prepare.py`` writes, or LLM Foundry's ``ndarray:int32``)
     say what they hold. A column of plain ``bytes`` (older LLM Foundry: int64; the original Sheared LLaMA: uint16 or
-    int64) does not; its type is recognised in the first sample as the widest whose every id fits the vocabulary.
+    int64) does not; its type is recognised in the first sample as the widest whose every id fits the vocabulary, of
+    those that give ``seq_len`` ids where that is known.
 
     Args:
         seq_len: tokens that each sample must have. ``None``: as many as the first one has.
@@ -69,7 +70,9 @@ class TokenDecoder:
                     f"{where} holds {len(data)} bytes that are not token ids below {limit} in any of "
                     f"{', '.join(_BYTE_DTYPES)}. Set token_dtype, and check that the tokenizer is the right one."
                 )
-            self.dtype = fits[0]
+            # A sample of small ids, such as padding, may fit a wider type too; a known length tells them apart.
+            exact = [name for name in fits if len(data) == (self.seq_len or 0) * np.dtype(name).itemsize]
+            self.dtype = (exact or fits)[0]
             log.info("Tokens stored as plain bytes are read as %s.", self.dtype)
         return np.frombuffer(data, self.dtype)
 

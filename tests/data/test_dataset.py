@@ -125,9 +125,12 @@ def test_state_is_small_with_many_domains(make_data: Callable[..., Path]) -> Non
     names = [f"domain_{number:02d}" for number in range(80)]
     root = make_data(**dict.fromkeys(names, 2))
     dataset = open_dataset(
-        root, proportions=dict(zip(names, np.random.default_rng(0).dirichlet(np.ones(80)), strict=True))
+        root,
+        proportions=dict(zip(names, np.random.default_rng(0).dirichlet(np.ones(80)), strict=True)),
+        start=dict.fromkeys(names, 10**10),
     )
-    assert len(json.dumps(dataset.state_dict(0))) < 4096
+    dataset.rounds.hold()
+    assert len(json.dumps(dataset.state_dict(16 * 10**9 + 8))) < 4096  # late in a run as long as any, within a round
 
 
 def test_a_held_mix_needs_no_updates(data: Path) -> None:
@@ -160,6 +163,27 @@ def test_stop_ends_before_the_first_round_that_repeats(make_data: Callable[..., 
         dataset.rounds.hold()
         rows = [row for batch in train(dataset, 100, num_workers=workers) for row in batch]
         assert len(rows) == len(set(rows)) == 32  # two rounds of 8 + 8; a third would need 24 of the 20
+
+
+def test_long_runs_repeat_nothing_within_a_pass_and_shuffle_each(make_data: Callable[..., Path]) -> None:
+    sizes = {"a": 700, "b": 1100, "c": 400}
+    settings = {"proportions": dict.fromkeys(sizes, 1 / 3), "update_interval": 25, "shuffle_block_size": 4096}
+    batches = train(open_dataset(make_data(**sizes), **settings), 2000, after=mixes(), num_workers=3)
+    rows = [row for batch in batches for row in batch]
+    statistic, degrees = 0.0, 0
+    for domain, size in enumerate(sizes.values()):
+        drawn = np.array([number for index, number in rows if index == domain])
+        whole = len(drawn) // size
+        assert whole >= 2
+        passes = drawn[: whole * size].reshape(whole, size)
+        assert (np.sort(passes, axis=1) == np.arange(size)).all()
+        assert len(set(drawn[whole * size :].tolist())) == len(drawn) - whole * size
+        for order in passes:
+            where = np.zeros((10, 10))  # tenths of the samples by tenths of the pass
+            np.add.at(where, (order * 10 // size, np.arange(size) * 10 // size), 1)
+            statistic += ((where - size / 100) ** 2).sum() / (size / 100)
+            degrees += 81
+    assert abs(statistic - degrees) < 5 * np.sqrt(2 * degrees)
 
 
 def test_long_runs_draw_every_sample_equally(make_data: Callable[..., Path]) -> None:

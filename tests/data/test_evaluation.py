@@ -48,6 +48,13 @@ def test_what_does_not_fit(eval_data: Path) -> None:
         data[3]
 
 
+def test_a_domain_without_samples_is_named(tmp_path: Path) -> None:
+    write_domain(tmp_path / "web", 0, 3)
+    write_domain(tmp_path / "empty", 1, 0)
+    with pytest.raises(InputError, match=r"Domain 'empty' has no evaluation samples in '.*empty'"):
+        build_evaluators(str(tmp_path), ["web", "empty"], batch_size=4)
+
+
 def test_the_tokenizer_bounds_the_ids(eval_data: Path) -> None:
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
