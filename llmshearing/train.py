@@ -46,6 +46,7 @@ def build_trainer(recipe: dict[str, Any]) -> Trainer:
     device = get_device(recipe["device"])
     dist.initialize_dist(device, timeout=recipe["dist_timeout"])
     device_batch_size = _device_batch_size(recipe["global_train_batch_size"])
+    _check_init_device(recipe)
     tokenizer = load_tokenizer(recipe["tokenizer"], recipe["max_seq_len"])
     model = _build(recipe, "model", tokenizer=tokenizer)
     train_loader = _build(recipe, "train_loader", tokenizer=tokenizer, device_batch_size=device_batch_size)
@@ -115,6 +116,22 @@ def _device_batch_size(global_batch_size: int) -> int:
     return global_batch_size // world_size
 
 
+def _check_init_device(recipe: dict[str, Any]) -> None:
+    """Refuse weights on rank 0 alone where nothing hands them on; on one rank there is nobody to hand them to."""
+    if recipe["model"].get("init_device") != "mixed" or (world_size := dist.get_world_size()) == 1:
+        return
+    cpu = f"set model.init_device=cpu, by which each of the {world_size} ranks reads them"
+    if recipe["fsdp_config"] is None:
+        raise InputError(
+            "model.init_device is 'mixed': rank 0 alone reads the weights, and without fsdp_config nothing hands them "
+            f"on. Add fsdp_config, or {cpu}."
+        )
+    if _fsdp_version() == "1":
+        raise InputError(
+            f"model.init_device is 'mixed', which needs FSDP2, but FSDP_VERSION is 1. Unset FSDP_VERSION, or {cpu}."
+        )
+
+
 def _microbatch_size(size: int | str, device: str) -> int | str | None:
     if size == "auto" and device != "gpu":
         log.info("device_train_microbatch_size: auto needs a GPU; the whole batch is one microbatch here.")
@@ -139,6 +156,10 @@ def load_tokenizer(settings: dict[str, Any], max_seq_len: int) -> PreTrainedToke
         raise InputError(f"There is no tokenizer at '{settings['name']}': {error}") from error
 
 
+def _fsdp_version() -> str:
+    return os.environ.get("FSDP_VERSION", "2")
+
+
 def parallelism(fsdp_config: dict[str, Any] | None) -> dict[str, Any] | None:
     """FSDP2 unless the environment says ``FSDP_VERSION=1``.
 
@@ -147,7 +168,7 @@ def parallelism(fsdp_config: dict[str, Any] | None) -> dict[str, Any] | None:
     """
     if fsdp_config is None:
         return None
-    if os.environ.get("FSDP_VERSION", "2") == "1":
+    if _fsdp_version() == "1":
         return {"fsdp": dict(fsdp_config)}
     known = FSDP2Config.settable_attrs()
     for key in fsdp_config:

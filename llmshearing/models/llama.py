@@ -41,7 +41,7 @@ class ComposerLlama(HuggingFaceModel):
         tokenizer: saved with every checkpoint, so that conversion can write it out.
         attn_implementation: ``sdpa``, ``eager`` or ``flash_attention_2``.
         init_device: ``cpu``: every rank reads or initialises the weights. ``mixed``: rank 0 does, the others have
-            shapes only (``meta``) until FSDP hands every rank its shards; more than one rank need FSDP for it.
+            shapes only (``meta``) until FSDP2 hands every rank its shards; the same as ``cpu`` on one rank.
 
     Raises:
         InputError: neither or both of ``pretrained`` and ``config``; an unsupported family; weights that do not fit;
