@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llmshearing.errors import InputError
-from llmshearing.fileio import read_json, write_json, write_text
+from llmshearing.fileio import read_json, write_json
 
 SPLITS = ("train", "eval")
 #: The settings that tokenized files depend on.
@@ -85,9 +85,14 @@ def publish(out: Path, work: Path, *, bad_lines: Iterable[Path], manifest: dict[
             shutil.rmtree(out / split, ignore_errors=True)  # moved there by a run that went on with another packing
             os.replace(work / "packed" / split, out / split)
     (out / "bad_lines.jsonl").unlink(missing_ok=True)
-    lines = "".join(path.read_text(encoding="utf-8") for path in bad_lines if path.exists())
-    if lines:
-        write_text(out / "bad_lines.jsonl", lines)
+    with (work / "bad_lines.jsonl").open("wb") as report:
+        for path in bad_lines:
+            with path.open("rb") as file:
+                shutil.copyfileobj(file, report)
+        report.flush()
+        os.fsync(report.fileno())
+    if (work / "bad_lines.jsonl").stat().st_size:
+        os.replace(work / "bad_lines.jsonl", out / "bad_lines.jsonl")
     write_json(out / "manifest.json", manifest)
     shutil.rmtree(work)
 

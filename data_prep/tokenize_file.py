@@ -1,8 +1,8 @@
 """First pass, one task per input file: its documents, tokenized, into two flat files that the second pass streams.
 
 ``<file>.tokens`` holds the ids of all documents without BOS and EOS, back to back; ``<file>.index`` a ``RECORD`` per
-document; ``<file>.json`` the counts. The last is written last and makes the file a finished one: a restart takes it as
-it is while the input file has the same size and time.
+document; ``<file>.bad.jsonl`` the bad lines; ``<file>.json`` the counts. The last is written last and makes the file a
+finished one: a restart takes it as it is while the input file has the same size and time.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
@@ -73,6 +73,32 @@ def finished_part(work: Path, file: SourceFile) -> TokenizedFile | None:
     return part if (part.bytes, part.mtime_ns) == (stat.st_size, stat.st_mtime_ns) else None
 
 
+class BadLines:
+    """The bad lines of one file, written to ``report`` as they come: there may be more than memory holds.
+
+    Attributes:
+        count: how many there were.
+        first: the first of them, as ``file:line: reason``.
+    """
+
+    def __init__(self, file: SourceFile, report: IO[bytes]) -> None:
+        self.count = 0
+        self.first: str | None = None
+        self._file, self._report = file, report
+
+    def sift(self, documents: Iterable[Document | BadLine]) -> Iterator[Document]:
+        """The readable documents; the others go to the report."""
+        for document in documents:
+            if isinstance(document, Document):
+                yield document
+                continue
+            self.count += 1
+            self.first = self.first or f"{self._file.path}:{document.line}: {document.reason}"
+            name = f"{self._file.domain}/{self._file.name}"
+            line = {"file": name, "line": document.line, "reason": document.reason}
+            self._report.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+
+
 def tokenize_file(
     file: SourceFile, encoder: Encoder, *, work: Path, token_type: str, text_key: str | None
 ) -> Iterator[int]:
@@ -84,28 +110,26 @@ def tokenize_file(
     stat = file.path.stat()
     part_path(work, file, "").parent.mkdir(parents=True, exist_ok=True)
     documents = tokens = 0
-    bad_lines: list[BadLine] = []
     # A name of its own for each process: a killed run's last worker may still be writing when the next run starts.
-    temporary = {ending: part_path(work, file, f"{ending}.{os.getpid()}") for ending in (".tokens", ".index")}
-    with temporary[".tokens"].open("wb") as token_file, temporary[".index"].open("wb") as index_file:
-        for batch in _batches(read_documents(file.path, text_key=text_key), bad_lines):
+    endings = (".tokens", ".index", ".bad.jsonl")
+    temporary = {ending: part_path(work, file, f"{ending}.{os.getpid()}") for ending in endings}
+    with (
+        temporary[".tokens"].open("wb") as token_file,
+        temporary[".index"].open("wb") as index_file,
+        temporary[".bad.jsonl"].open("wb") as report,
+    ):
+        bad_lines = BadLines(file, report)
+        for batch in _batches(bad_lines.sift(read_documents(file.path, text_key=text_key))):
             count = _write_batch(encoder, batch, token_type, token_file, index_file)
             documents += len(batch)
             tokens += count
             yield count
-        for written in (token_file, index_file):  # before the record that declares them finished
+        for written in (token_file, index_file, report):  # before the record that declares them finished
             written.flush()
             os.fsync(written.fileno())
     for ending, path in temporary.items():
         os.replace(path, part_path(work, file, ending))
-    report = part_path(work, file, ".bad.jsonl")
-    report.unlink(missing_ok=True)
-    if bad_lines:
-        lines = ({"file": f"{file.domain}/{file.name}", "line": bad.line, "reason": bad.reason} for bad in bad_lines)
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        report.write_text(text, encoding="utf-8")
-    first_bad = f"{file.path}:{bad_lines[0].line}: {bad_lines[0].reason}" if bad_lines else None
-    part = TokenizedFile(stat.st_size, stat.st_mtime_ns, documents, tokens, len(bad_lines), first_bad)
+    part = TokenizedFile(stat.st_size, stat.st_mtime_ns, documents, tokens, bad_lines.count, bad_lines.first)
     write_json(part_path(work, file, ".json"), asdict(part))
 
 
@@ -125,13 +149,10 @@ def read_tokens(work: Path, file: SourceFile, token_type: str) -> Iterator[tuple
                 yield text, np.frombuffer(tokens.read(length * size), token_type)
 
 
-def _batches(documents: Iterator[Document | BadLine], bad_lines: list[BadLine]) -> Iterator[list[str]]:
+def _batches(documents: Iterable[Document]) -> Iterator[list[str]]:
     batch: list[str] = []
     characters = 0
     for document in documents:
-        if isinstance(document, BadLine):
-            bad_lines.append(document)
-            continue
         batch.append(document.text)
         characters += len(document.text)
         if characters >= BATCH_CHARACTERS or len(batch) >= BATCH_DOCUMENTS:

@@ -15,129 +15,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from data_prep import debug_corpus, prepare, train_tokenizer
 from llmshearing.dry_run import estimates, schedule
-from llmshearing.dry_run.parts import Findings
-from llmshearing.dry_run.report import Devices, describe, dry_run
+from llmshearing.dry_run.report import Devices, dry_run
 from llmshearing.errors import InputError
 from llmshearing.models.llama import ComposerLlama
-from llmshearing.recipe import load_recipe
 from llmshearing.shape import ModelShape
 from tests.conftest import REPOSITORY
+from tests.dry_runs import recipe_of, run
 from tests.models import make_model
-
-# recipe -> parameters of the model it prunes and of the target
-COUNTS = {
-    "llama2-7b-to-2.7b": (6_738_415_616, 2_701_560_320),
-    "llama2-7b-to-1.3b": (6_738_415_616, 1_345_423_360),
-    "llama2-7b-to-370m": (6_738_415_616, 373_867_520),
-    "llama3.1-8b-to-3.6b": (8_030_261_248, 3_606_752_256),
-    "mistral-7b-to-3b": (7_248_023_552, 3_020_073_984),
-    "qwen2.5-7b-to-2.8b": (7_615_616_512, 2_810_386_432),
-    "smollm2-135m-to-58m": (134_515_008, 57_821_568),
-}
-DEVICES = Devices(num_devices=8)
-
-
-def recipe_of(stage: str, name: str, *overrides: str) -> dict[str, Any]:
-    return load_recipe(REPOSITORY / "yamls" / stage / f"{name}.yaml", overrides)
-
-
-def run(recipe: dict[str, Any], devices: Devices = DEVICES) -> tuple[str, Findings]:
-    findings = Findings()
-    return "\n".join(describe(recipe, devices, findings)), findings
-
-
-def test_every_pruning_and_continued_recipe_is_counted_here() -> None:
-    for stage in ("prune", "continue"):
-        assert {path.stem for path in (REPOSITORY / "yamls" / stage).glob("*.yaml")} == COUNTS.keys()
-
-
-# demo and debug recipe -> parameters of the model that it trains, and of the target
-SMALL_COUNTS = {
-    ("demo", "source"): (6_229_248, None),
-    ("demo", "prune"): (6_229_248, 1_565_568),
-    ("demo", "continue"): (1_565_568, None),
-    ("demo", "control"): (1_565_568, None),
-    ("debug", "prune"): (303_680, 87_200),
-}
-
-
-def test_every_small_recipe_is_counted_here() -> None:
-    paths = [path for stage in ("demo", "debug") for path in (REPOSITORY / "yamls" / stage).glob("*.yaml")]
-    assert {(path.parent.name, path.stem) for path in paths} == SMALL_COUNTS.keys()
-
-
-@pytest.mark.parametrize(("stage", "name"), SMALL_COUNTS)
-def test_small_recipes_have_the_stated_shapes(
-    stage: str, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.chdir(tmp_path)  # before anything is prepared or trained
-    source, target = SMALL_COUNTS[stage, name]
-    text, findings = run(recipe_of(stage, name), Devices(1))
-    assert not findings.problems
-    assert f": {source:,} parameters\n" in text
-    assert ("target " in text) == (target is not None)
-    assert target is None or f": {target:,} parameters, " in text
-    assert {f"runs/{stage}/data/train", f"runs/{stage}/data/eval"} <= set(re.findall(r"data '(.*?)'", str(findings)))
-
-
-@pytest.mark.parametrize("name", COUNTS)
-def test_recipes_have_the_stated_shapes(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)  # no data, no models
-    source, target = COUNTS[name]
-    text, findings = run(recipe_of("prune", name))
-    assert not findings.problems
-    assert f": {source:,} parameters\n" in text
-    assert f": {target:,} parameters, {target / source:.1%} of the model\n" in text
-    recipe = recipe_of("continue", name)
-    text, findings = run(recipe)
-    assert not findings.problems
-    assert f": {target:,} parameters\n" in text
-    assert any("shearing.json" in what for what in findings.absent)
-    assert any(recipe["train_loader"]["dataset"]["local"] in what for what in findings.absent)
-
-
-@pytest.mark.parametrize("name", COUNTS)
-def test_both_stages_go_together(name: str) -> None:
-    pruning, after = recipe_of("prune", name), recipe_of("continue", name)
-    for path in ("max_seq_len", "seed"):
-        assert pruning[path] == after[path]
-    assert pruning["train_loader"]["dataset"]["shuffle_seed"] == after["train_loader"]["dataset"]["shuffle_seed"]
-    assert pruning["callbacks"] == after["callbacks"]
-    text = (REPOSITORY / "yamls" / "prune" / f"{name}.yaml").read_text()
-    assert f"{pruning['save_folder']}/latest-rank0.pt {after['variables']['sheared']}\n" in text
-    assert f"{COUNTS[name][1]:,} parameters" in text
-
-
-PAPER_LOSSES = {
-    "llama2-7b-to-2.7b": (1.8712, 0.6883, 2.0325, 1.5353, 1.6297, 1.3560, 2.0328),
-    "llama2-7b-to-1.3b": (1.9643, 0.7459, 2.1393, 1.6117, 1.7590, 1.4449, 2.1251),
-    "llama2-7b-to-370m": (2.1401, 0.8694, 2.3625, 1.7791, 2.0470, 1.6637, 2.3139),
-}
-
-
-@pytest.mark.parametrize("name", PAPER_LOSSES)
-def test_the_papers_settings(name: str) -> None:
-    pruning, after = recipe_of("prune", name), recipe_of("continue", name)
-    domains = ("cc", "github", "book", "stackexchange", "wiki", "arxiv", "c4")
-    losses = dict(zip(domains, PAPER_LOSSES[name], strict=True))
-    assert pruning["callbacks"]["dynamic_batch_loading"]["reference_losses"] == losses
-    shares = (0.67, 0.045, 0.045, 0.02, 0.045, 0.025, 0.15)
-    assert pruning["train_loader"]["dataset"]["proportions"] == dict(zip(domains, shares, strict=True))
-    masks = pruning["algorithms"]["targeted_pruning"]
-    assert (masks["lr"], masks["warmup"]) == (1.0, "640ba")
-    for recipe, duration, batch, warmup, update in (
-        (pruning, "3200ba", 32, "320ba", 50),
-        (after, "51200ba", 256, "1536ba", 400),
-    ):
-        assert (recipe["max_duration"], recipe["global_train_batch_size"]) == (duration, batch)
-        assert recipe["max_seq_len"] == 4096
-        assert recipe["scheduler"] == {"name": "cosine_with_warmup", "t_warmup": warmup, "alpha_f": 0.1}
-        assert recipe["train_loader"]["dataset"]["update_interval"] == update
-        assert (recipe["optimizer"]["name"], recipe["optimizer"]["lr"]) == ("decoupled_adamw", 1e-4)
-        assert recipe["optimizer"]["betas"] == [0.9, 0.95]
-        assert recipe["algorithms"]["gradient_clipping"]["clipping_threshold"] == 1.0
-        assert recipe["precision"] == "amp_bf16"
-        assert recipe["fsdp_config"]["activation_checkpointing"]
 
 
 @pytest.mark.parametrize(
@@ -157,6 +41,7 @@ def test_the_papers_settings(name: str) -> None:
         (["callbacks.dynamic_batch_loading.reference_losses={cc: 2.0}"], "reference losses lack domain 'github'"),
         (["max_seq_len=131073"], "max_seq_len is 131073, but the model has 131072 positions"),
         (["precision=amp_fp16"], "amp_fp16 would scale the masks' gradients"),
+        (["fsdp_config=null"], "one of 8 devices reads the weights, and without fsdp_config nothing hands them on"),
         (["fsdp_config.activation_chekpointing=true"], "Did you mean 'activation_checkpointing'"),
         (["optimizer.lr=-1"], "-1"),
     ],

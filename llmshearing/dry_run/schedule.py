@@ -1,4 +1,4 @@
-"""Cross-checks of a recipe's batch sizes and times, from the recipe alone."""
+"""Cross-checks of a recipe's batch sizes, times and devices, from the recipe alone."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def updates_proportions(recipe: dict[str, Any]) -> bool:
 
 
 def problems(recipe: dict[str, Any], *, num_devices: int) -> Iterator[str]:
-    """What contradicts itself in batch sizes and times; each message names the remedy.
+    """What contradicts itself in batch sizes, times and devices; each message names the remedy.
 
     Raises:
         InputError: max_duration or another time is not one.
@@ -60,6 +60,11 @@ def problems(recipe: dict[str, Any], *, num_devices: int) -> Iterator[str]:
         yield from _round_problems(recipe, duration)
     if recipe["precision"] == "amp_fp16" and pruning is not None:
         yield "precision amp_fp16 would scale the masks' gradients: use amp_bf16."
+    if recipe["model"].get("init_device") == "mixed" and recipe["fsdp_config"] is None and num_devices > 1:
+        yield (
+            f"model.init_device is mixed: one of {num_devices} devices reads the weights, and without fsdp_config "
+            "nothing hands them on. Add fsdp_config, or set model.init_device to cpu."
+        )
 
 
 def _batch_problems(recipe: dict[str, Any], num_devices: int) -> Iterator[str]:

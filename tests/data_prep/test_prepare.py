@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -257,7 +258,9 @@ def test_the_command_writes_a_table(
 ) -> None:
     arguments = ["--seq-len", "64", "--eval-sequences", "3", "--workers", "2", "--no-bos"]
     main([str(corpus), str(tmp_path / "out"), "--tokenizer", str(huggingface_folder), *arguments])
-    table = capsys.readouterr().out
+    table, progress = capsys.readouterr()
+    for step in ("tokenizing", "packing"):
+        assert re.search(rf"{step}: 100%.*[\d.,]+[kM]? tokens/s", progress), progress
     assert [line.split()[:2] for line in table.splitlines()[1:]] == [
         ["code", "650"],
         ["copies", "300"],

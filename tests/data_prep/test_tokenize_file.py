@@ -44,6 +44,8 @@ def test_memory_does_not_grow_with_the_file(
     peaks = {}
     for copies in (3, 9):
         file = SourceFile("code", f"{copies}.jsonl", write_jsonl(tmp_path / f"{copies}.jsonl", texts * copies))
+        with file.path.open("a") as lines:
+            lines.write("broken\n" * 3000 * copies)
         tracemalloc.start()
         run(file, tmp_path / "work", tokenizer)
         for _ in read_tokens(tmp_path / "work", file, "uint16"):
@@ -51,4 +53,6 @@ def test_memory_does_not_grow_with_the_file(
         peaks[copies] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert file.path.stat().st_size > copies * 100_000
+        assert (part := finished_part(tmp_path / "work", file)) is not None
+        assert part.bad_lines == 3000 * copies
     assert peaks[9] < 1.3 * peaks[3], peaks
