@@ -1,7 +1,8 @@
-"""Dry runs of the shipped recipes, for tests."""
+"""Dry runs of the shipped recipes, for tests, and what programs cost."""
 
 from __future__ import annotations
 
+import resource
 from typing import Any
 
 from llmshearing.dry_run.parts import Findings
@@ -19,3 +20,9 @@ def recipe_of(stage: str, name: str, *overrides: str) -> dict[str, Any]:
 def run(recipe: dict[str, Any], devices: Devices = DEVICES) -> tuple[str, Findings]:
     findings = Findings()
     return "\n".join(describe(recipe, devices, findings)), findings
+
+
+def children_seconds() -> float:
+    """Of the processor, by all programs that this one has waited for: the clock also counts what others do."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime

@@ -20,7 +20,7 @@ from llmshearing.errors import InputError
 from llmshearing.models.llama import ComposerLlama
 from llmshearing.shape import ModelShape
 from tests.conftest import REPOSITORY
-from tests.dry_runs import recipe_of, run
+from tests.dry_runs import children_seconds, recipe_of, run
 from tests.models import make_model
 
 
@@ -188,5 +188,7 @@ def test_the_debug_recipe_trains_and_its_dry_run_does_not(debug_folder: Path) ->
     planned = subprocess.run([*command, "dry_run=true"], cwd=debug_folder, check=True, capture_output=True, text=True)
     assert "Dry run of 'debug-prune' for 1 devices" in planned.stdout
     assert not (debug_folder / "runs" / "debug" / "prune").exists()
+    before = children_seconds()
     subprocess.run(command, cwd=debug_folder, check=True, capture_output=True)
+    assert children_seconds() - before < 120
     assert (debug_folder / "runs" / "debug" / "prune" / "checkpoints" / "latest-rank0.pt").exists()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 
 from llmshearing.dry_run.report import Devices
 from tests.conftest import REPOSITORY
-from tests.dry_runs import recipe_of, run
+from tests.dry_runs import children_seconds, recipe_of, run
 
 # recipe -> parameters of the model it prunes and of the target
 COUNTS = {
@@ -152,11 +151,9 @@ def test_the_laptop_recipe_takes_a_night(stage: str, hours: str) -> None:
 def test_a_dry_run_takes_half_a_minute_at_most_and_says_all(tmp_path: Path) -> None:
     recipe = REPOSITORY / "yamls" / "prune" / "llama3.1-8b-to-3.6b.yaml"
     command = [sys.executable, "-m", "llmshearing.train", str(recipe), "dry_run.num_devices=16"]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before = children_seconds()
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    # Of the processor rather than of the clock, which other programs slow down.
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 30
+    assert children_seconds() - before < 30
     for expected in (
         r"model +32 layers.*: 8,030,261,248 parameters",
         r"target +28 layers.*: 3,606,752,256 parameters, 44\.9% of the model",

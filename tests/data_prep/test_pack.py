@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from data_prep.pack import Packer, PackSettings
+from data_prep.pack import Packer, PackSettings, pack_domain
+from data_prep.readers import SourceFile
+from data_prep.tokenize_file import RECORD, part_path
 
 
 def settings(*, seq_len: int = 4, bos_id: int | None = 1, eos_id: int | None = 2) -> PackSettings:
@@ -32,3 +37,33 @@ def test_nothing_is_lost_or_reordered(bos_id: int | None, eos_id: int | None) ->
     assert packed.shape == (len(stream) // 16, 16)
     assert [*packed.ravel().tolist(), *packer.tail.tolist()] == stream
     assert len(packer.tail) < 16
+
+
+def test_memory_is_that_of_a_shard_however_large_the_domain(tmp_path: Path) -> None:
+    length = 8190  # with BOS and EOS two sequences
+    packing = PackSettings(seq_len=4096, token_type="uint16", bos_id=1, eos_id=2, eval_sequences=2)
+    peaks = {}
+    for megabytes in (80, 160):  # a shard has 64
+        file, documents = SourceFile("code", f"{megabytes}.jsonl", tmp_path), megabytes * 1_000_000 // (2 * length)
+        part_path(tmp_path, file, "").parent.mkdir(parents=True, exist_ok=True)
+        with part_path(tmp_path, file, ".tokens").open("wb") as tokens:
+            for number in range(documents):
+                np.full(length, number % 1000, "uint16").tofile(tokens)
+        records = np.array([(number, length) for number in range(documents)], RECORD)
+        records.tofile(part_path(tmp_path, file, ".index"))
+        held_out = frozenset({7})
+        tracemalloc.start()
+        counts = pack_domain(
+            f"{megabytes}",
+            [file],
+            work=tmp_path,
+            settings=packing,
+            eval_hashes=held_out,
+            held_out=held_out,
+            on_tokens=lambda _: None,
+        )
+        peaks[megabytes] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert counts["train"]["sequences"] == 2 * (documents - 1)
+        assert len(counts["train"]["shards"]) == megabytes // 64 + 1
+    assert peaks[160] < 1.1 * peaks[80], peaks
