@@ -86,6 +86,7 @@ class DynamicBatchLoading(Callback):
                 if domain not in dataset.domains:
                     raise unknown_name("domain in floor", domain, dataset.domains)
             check_evaluators(state, dataset)
+            self._updated(dataset, self.reference_losses)  # refuses floors that do not fit now, not after a round
         report_exhaustion(state, dataset)
         report_cache(dataset)
         self._log_use(state, logger, dataset)
@@ -130,7 +131,8 @@ class DynamicBatchLoading(Callback):
             dataset.rounds.require(sample)
         self._log_use(state, logger, dataset)
         if dataset.on_exhausted == "stop" and (domains := dataset.exhausts(plan)):
-            log.warning("Training stops: the next round would repeat samples of %s.", ", ".join(domains))
+            if dist.get_global_rank() == 0:
+                log.warning("Training stops: the next round would repeat samples of %s.", ", ".join(domains))
             state.stop_training()
 
     def fit_end(self, state: State, logger: Logger) -> None:

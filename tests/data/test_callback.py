@@ -187,7 +187,8 @@ def test_a_nan_loss_is_an_error_and_never_a_proportion(make: Make) -> None:
 
 
 def test_training_stops_where_data_runs_out(make: Make, caplog: pytest.LogCaptureFixture) -> None:
-    trainer, recorder = make(dataset={"on_exhausted": "stop", "start": {"books": 70}}, duration="100ba")
+    stop = {"on_exhausted": "stop", "start": {"books": 70}}
+    trainer, recorder = make(dataset=stop, duration="100ba", loader={"num_workers": 2})
     with caplog.at_level(logging.WARNING):
         trainer.fit()
     rows = [row for rows in recorder.batches for row in rows]

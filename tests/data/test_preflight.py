@@ -32,6 +32,7 @@ from tests.data.training import REFERENCES
         ({"dataset": {"on_exhausted": "stop", "start": {"web": 190}}}, "web run out within the first round"),
         ({"train_subset_num_batches": 5}, "one endless epoch"),
         ({"steer": DynamicBatchLoading(REFERENCES, floor={"wbe": 0.1})}, "floor 'wbe'. Did you mean 'web'"),
+        ({"steer": DynamicBatchLoading(REFERENCES, floor=0.4)}, "floors must be at least 0 and sum to at most 1"),
     ],
 )
 def test_what_does_not_fit_is_said_before_the_first_batch(make: Make, settings: dict[str, Any], message: str) -> None:

@@ -31,9 +31,13 @@ def test_ranks_and_restarts_do_not_matter(data: Path, eval_data: Path, tmp_path:
     three = results(start(3, tmp_path / "3", **both, **saves, **load), tmp_path / "3")
     assert global_batches(three) == expected.batches[7:9]
 
-    load = {"load_path": tmp_path / "saves3" / "ep0-ba9-rank0.pt"}
+    # The four share a cache of a remote, which holds half of it.
+    limit = 10_000 + sum(path.stat().st_size for path in data.rglob("index.json"))
+    remote = {"local": str(tmp_path / "cache"), "remote": str(data), "cache_limit": limit, "validate_hash": "xxh64"}
+    load = {"load_path": tmp_path / "saves3" / "ep0-ba9-rank0.pt", "dataset": remote}
     four = results(start(4, tmp_path / "4", **both, **load), tmp_path / "4")
     assert global_batches(four) == expected.batches[9:]
+    assert 0 < len(list((tmp_path / "cache").rglob("*.mds"))) < len(list(data.rglob("*.mds")))
 
     for rank in (*two, *three, *four):
         for proportions in rank["proportions"]:
