@@ -1,7 +1,8 @@
 """``python -m benchmarks.convert [--scale 1b|7b] [--folder F]``: what shearing a large checkpoint costs.
 
-Builds a random pruning checkpoint, then takes turns copying it with ``cp`` and shearing it, each in a process of its
-own and with the checkpoint in the page cache; prints seconds and the largest resident set.
+Builds a random pruning checkpoint, which takes as much memory as it has bytes. Then takes turns copying it with ``cp``
+and shearing it, each in a process of its own and with the checkpoint in the page cache; prints seconds, their ratio to
+those of ``cp``, and the largest resident set. Whatever ends it, its files go; they need 2.3 times the checkpoint.
 
     scale  source                                         target                 checkpoint
     1b     1.345 B parameters, d2048 L24 H16 I5504        d1024 L12 H8 I2816     float32, 5.4 GB
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -26,8 +28,8 @@ from typing import Any
 ROUNDS = 3
 DIMENSIONS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 SCALES: dict[str, dict[str, Any]] = {
-    "1b": {"source": (2048, 24, 16, 5504), "target": (1024, 12, 8, 2816), "dtype": "float32"},
-    "7b": {"source": (4096, 32, 32, 11008), "target": (2560, 32, 20, 6912), "dtype": "bfloat16"},
+    "1b": {"source": (2048, 24, 16, 5504), "target": (1024, 12, 8, 2816), "dtype": "float32", "gb": 5.4},
+    "7b": {"source": (4096, 32, 32, 11008), "target": (2560, 32, 20, 6912), "dtype": "bfloat16", "gb": 13.5},
 }
 
 
@@ -77,7 +79,12 @@ def measure(command: list[str]) -> tuple[float, float, float]:
     """Seconds, seconds of processor time, and largest resident set in GB, of a command."""
     begin = time.perf_counter()
     process = subprocess.Popen(command)
-    _, status, usage = os.wait4(process.pid, 0)
+    try:
+        _, status, usage = os.wait4(process.pid, 0)
+    except BaseException:  # stopped: a child that goes on would write into a folder that is being removed
+        process.kill()
+        process.wait()
+        raise
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} failed.")
@@ -89,16 +96,22 @@ def compare(folder: Path, scale: str) -> None:
     checkpoint, copy, out = folder / "checkpoint.pt", folder / "copy.pt", folder / "sheared"
     python = [sys.executable, "-m"]
     measure([*python, "benchmarks.convert", "--scale", scale, "--build", str(checkpoint)])
-    measured: dict[str, list[tuple[float, float, float]]] = {"cp": [], "shear": []}
+    commands = {
+        "cp": (["cp", str(checkpoint), str(copy)], copy),
+        "shear": ([*python, "llmshearing.convert", "shear", str(checkpoint), str(out)], out),
+    }
+    measured: dict[str, list[tuple[float, float, float]]] = {name: [] for name in commands}
     for _ in range(ROUNDS):
-        with checkpoint.open("rb", buffering=0) as file:  # into the page cache
-            while file.read(1 << 26):
-                pass
-        measured["cp"].append(measure(["cp", str(checkpoint), str(copy)]))
-        copy.unlink()
-        measured["shear"].append(measure([*python, "llmshearing.convert", "shear", str(checkpoint), str(out)]))
-        written = sum(file.stat().st_size for file in out.iterdir())
-        shutil.rmtree(out)
+        for name, (command, made) in commands.items():
+            with checkpoint.open("rb", buffering=0) as file:  # into the page cache
+                while file.read(1 << 26):
+                    pass
+            measured[name].append(measure(command))
+            if made.is_dir():
+                written = sum(file.stat().st_size for file in made.iterdir())
+                shutil.rmtree(made)
+            else:
+                made.unlink()
     read = checkpoint.stat().st_size
     print(f"\n{scale}: {read / 1e9:.2f} GB to {written / 1e9:.2f} GB, median of {ROUNDS}, warm cache")
     print(f"{'':8}{'seconds':>10}{'of cp':>8}{'CPU seconds':>14}{'peak RSS, GB':>15}")
@@ -113,13 +126,19 @@ def main() -> None:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", choices=SCALES, default="1b")
-    parser.add_argument("--folder", help="where to work (default: a temporary folder); needs 2.3 times the checkpoint")
+    parser.add_argument("--folder", help="where to work (default: that of temporary files, which TMPDIR sets)")
     parser.add_argument("--build", metavar="FILE", help="only write the checkpoint")
     arguments = parser.parse_args()
     if arguments.build:
         build(Path(arguments.build), arguments.scale)
         return
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+    parent = Path(arguments.folder or tempfile.gettempdir())
+    parent.mkdir(parents=True, exist_ok=True)
+    free, needed = shutil.disk_usage(parent).free / 1e9, 2.3 * SCALES[arguments.scale]["gb"]
+    if free < needed:
+        raise SystemExit(f"'{parent}' has {free:.1f} GB free, and {needed:.1f} are needed. Give another --folder.")
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that the folder goes
+    with tempfile.TemporaryDirectory(dir=parent) as folder:
         compare(Path(folder), arguments.scale)
 
 
