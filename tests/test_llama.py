@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,3 +88,28 @@ def test_code_in_a_bin_file_is_refused_and_does_not_run(tmp_path: Path) -> None:
 def test_init_device_is_checked(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Unknown init_device 'mixd'. Did you mean 'mixed'"):
         ComposerLlama(config=make_config("llama3").to_diff_dict(), init_device="mixd")
+
+
+def test_hub_id_in_the_local_cache_loads_and_another_is_named(tmp_path: Path) -> None:
+    model = make_model("llama3")
+    cached = tmp_path / "hub" / "models--org--name"
+    model.save_pretrained(cached / "snapshots" / "0123")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0123")
+    script = (
+        "import sys, torch; from llmshearing import ComposerLlama; from llmshearing.errors import InputError\n"
+        "torch.save(ComposerLlama(pretrained='org/name').model.state_dict(), sys.argv[1])\n"
+        "try:\n    ComposerLlama(pretrained='org/other')\n"
+        "except InputError as error:\n    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "loaded.pt")],
+        env={**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "'org/other' is neither a Hugging Face model folder nor a hub id that can be reached" in done.stdout
+    loaded = torch.load(tmp_path / "loaded.pt", weights_only=True)
+    assert [name for name, tensor in model.state_dict().items() if not torch.equal(loaded[name], tensor)] == []

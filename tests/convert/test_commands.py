@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from llmshearing import ModelShape
 from llmshearing.convert import commands
+from llmshearing.convert.__main__ import main
 from llmshearing.convert.commands import export, shear
 from llmshearing.convert.layout import parameter_shapes
 from llmshearing.data.loaders import build_dynamic_streaming_dataloader
@@ -98,6 +100,24 @@ def test_shards_and_storage_do_not_matter(tmp_path: Path) -> None:
     assert_equal(tensors_of(tmp_path / "many"), tensors_of(tmp_path / "one"))
     models = [AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("one", "many")]
     assert torch.equal(*(model(token_ids()).logits for model in models))
+
+
+def test_command_line_replaces_a_folder_and_cuts_shards_as_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, out = pruned(tmp_path / "run"), tmp_path / "out"
+    out.mkdir()
+    (out / "model.safetensors").write_text("old")
+    options = ["--overwrite", "--dtype", "bfloat16", "--max-shard-size", "20KB"]
+    monkeypatch.setattr(sys, "argv", ["convert", "shear", str(checkpoint), str(out), *options])
+    main()
+    assert not (out / "model.safetensors").exists()
+    shards = list(out.glob("model-*-of-*.safetensors"))
+    assert len(shards) > 1
+    assert max(shard.stat().st_size for shard in shards) < 25_000  # with its header
+    wanted = sheared_in_memory(checkpoint)
+    assert_equal(tensors_of(out), {name: tensor.bfloat16() for name, tensor in wanted.items()})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
 
 
 def test_continued_training_uses_no_sample_that_pruning_used(tmp_path: Path) -> None:

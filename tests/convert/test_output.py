@@ -19,6 +19,17 @@ from tests.convert.checkpoints import changed
 
 # Rows one by one: slow enough to be stopped on the way.
 SLOW = "from llmshearing.convert import __main__, commands; commands._BYTES_IN_FLIGHT = 1; __main__.main()"
+# A signal that comes when the old folder has to make way for the new one.
+LATE = """
+import os, signal
+from llmshearing.convert import __main__
+def replace(old, new, replace=os.replace):
+    if os.path.isdir(old):
+        os.kill(os.getpid(), signal.SIGTERM)
+    replace(old, new)
+os.replace = replace
+__main__.main()
+"""
 MEASURED = """
 from pathlib import Path
 from llmshearing.convert import __main__
@@ -87,6 +98,21 @@ def test_a_signal_ends_it_and_leaves_nothing(tmp_path: Path, checkpoint: Path, n
     assert process.returncode == code
     assert error == f"Stopped by {signal.Signals(number).name}. Nothing is left behind.\n"
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "old"]
+
+
+def test_a_signal_that_comes_too_late_finds_the_new_folder_in_place(tmp_path: Path, checkpoint: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").write_text("replaced")
+    done = subprocess.run(
+        [sys.executable, "-c", LATE, "shear", str(checkpoint), str(tmp_path / "out"), "--overwrite"],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        timeout=120,
+    )
+    assert done.returncode == -signal.SIGTERM
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"model.safetensors", "shearing.json"}
+    assert not (tmp_path / "out" / "old").exists()
 
 
 def test_export_ends_likewise(tmp_path: Path, checkpoint: Path) -> None:
