@@ -13,14 +13,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from data_prep import debug_corpus, prepare, train_tokenizer
 from llmshearing.dry_run import estimates, schedule
 from llmshearing.dry_run.report import Devices, dry_run
 from llmshearing.errors import InputError
 from llmshearing.models.llama import ComposerLlama
 from llmshearing.shape import ModelShape
 from tests.conftest import REPOSITORY
-from tests.dry_runs import children_seconds, recipe_of, run
+from tests.dry_runs import children_seconds, make_debug_data, recipe_of, run
 from tests.models import make_model
 
 
@@ -156,13 +155,7 @@ def test_compute_is_six_operations_per_weight_and_token() -> None:
 @pytest.fixture(scope="module")
 def debug_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which ``make debug`` has made its data."""
-    folder = tmp_path_factory.mktemp("debug")
-    corpus, tokenizer, data = (str(folder / "runs" / "debug" / name) for name in ("corpus", "tokenizer", "data"))
-    debug_corpus.main([corpus])
-    train_tokenizer.main([corpus, tokenizer, "--vocab-size", "1024"])
-    settings = ["--tokenizer", tokenizer, "--seq-len", "128", "--eval-sequences", "16", "--workers", "1"]
-    prepare.main([corpus, data, *settings])
-    return folder
+    return make_debug_data(tmp_path_factory.mktemp("debug"))
 
 
 def test_data_that_is_here_is_checked(debug_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

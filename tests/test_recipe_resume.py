@@ -1,0 +1,63 @@
+"""A recipe with ``autoresume``: killed and started again by the same command, it ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tests.conftest import REPOSITORY
+from tests.dry_runs import make_debug_data, recipe_of
+
+
+def command(run: str) -> list[str]:
+    """The debug recipe with a checkpoint half-way: seconds pass between that and the next."""
+    overrides = ["autoresume=true", "save_overwrite=false", f"variables.run=runs/debug/{run}"]
+    overrides += ["max_duration=60ba", "save_interval=30ba"]
+    overrides += ["model.config=null", "model.pretrained=model"]  # both runs begin with the same weights
+    return [sys.executable, "-m", "llmshearing.train", str(REPOSITORY / "yamls" / "debug" / "prune.yaml"), *overrides]
+
+
+def result(folder: Path) -> tuple[dict[str, torch.Tensor], Any, list[int]]:
+    """Weights, masks and samples used at the end of a run."""
+    state = torch.load(folder / "checkpoints" / "latest-rank0.pt", weights_only=False)["state"]
+    algorithms, dataset = dict(state["algorithms"]), state["dataset_state"]["train"]
+    return state["model"], algorithms["TargetedPruning"]["masks"]["log_alpha"], dataset["samples_used"]
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_by_the_same_command(tmp_path: Path) -> None:
+    make_debug_data(tmp_path)
+    config = recipe_of("debug", "prune")["model"]["config"]
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(**config)).save_pretrained(tmp_path / "model")
+    settings: dict[str, Any] = {"cwd": tmp_path, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
+    subprocess.run(command("whole"), check=True, capture_output=True, timeout=300, **settings)
+
+    folder = tmp_path / "runs" / "debug" / "killed"
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command("killed"), stdout=log, stderr=log, **settings)
+        latest = folder / "checkpoints" / "latest-rank0.pt"
+        while "ba30" not in latest.resolve().name:  # linked when it is complete
+            assert process.poll() is None, (tmp_path / "log").read_text()[-3000:]
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+    assert not list(folder.glob("checkpoints/*ba60*"))
+    subprocess.run(command("killed"), check=True, capture_output=True, timeout=300, **settings)
+
+    weights, masks, used = result(folder)
+    expected_weights, expected_masks, expected_used = result(tmp_path / "runs" / "debug" / "whole")
+    assert used == expected_used
+    assert [name for name, tensor in expected_weights.items() if not torch.equal(weights[name], tensor)] == []
+    assert [name for name, tensor in expected_masks.items() if not torch.equal(masks[name], tensor)] == []
+    log_of_batches = [json.loads(line)["batch"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert log_of_batches == sorted(log_of_batches)
+    assert set(log_of_batches) == set(range(61))
