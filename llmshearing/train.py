@@ -15,6 +15,7 @@ import torch
 from composer import Trainer
 from composer.utils import dist, get_device
 from composer.utils.parallelism import FSDP2Config
+from composer.utils.reproducibility import seed_all
 from omegaconf import OmegaConf
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -23,6 +24,7 @@ from llmshearing.fileio import write_text
 from llmshearing.metrics_log import MetricsLog
 from llmshearing.recipe import load_recipe
 from llmshearing.registry import build
+from llmshearing.unfinished import remove_unfinished_checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +47,11 @@ def build_trainer(recipe: dict[str, Any]) -> Trainer:
     """
     device = get_device(recipe["device"])
     dist.initialize_dist(device, timeout=recipe["dist_timeout"])
+    seed_all(recipe["seed"])  # the Trainer does so too, but after random weights have been drawn
+    save_folder = Path(recipe["save_folder"])
+    if recipe["autoresume"] and dist.get_local_rank() == 0:
+        remove_unfinished_checkpoints(save_folder)
+    dist.barrier()  # nobody looks for checkpoints before
     device_batch_size = _device_batch_size(recipe["global_train_batch_size"])
     _check_init_device(recipe)
     tokenizer = load_tokenizer(recipe["tokenizer"], recipe["max_seq_len"])
@@ -59,7 +66,6 @@ def build_trainer(recipe: dict[str, Any]) -> Trainer:
             batch_size=recipe["device_eval_batch_size"],
             tokenizer=tokenizer,
         )
-    run_folder = Path(recipe["save_folder"]).parent
     return Trainer(
         model=model,
         train_dataloader=train_loader,
@@ -68,7 +74,7 @@ def build_trainer(recipe: dict[str, Any]) -> Trainer:
         schedulers=_build(recipe, "scheduler"),
         algorithms=_build_all(recipe, "algorithms"),
         callbacks=_build_all(recipe, "callbacks"),
-        loggers=[MetricsLog(run_folder), *_build_all(recipe, "loggers")],
+        loggers=[MetricsLog(save_folder.parent), *_build_all(recipe, "loggers")],
         device_train_microbatch_size=_microbatch_size(recipe["device_train_microbatch_size"], device.name),
         parallelism_config=parallelism(recipe["fsdp_config"]),
         precision="fp32" if device.name == "cpu" and recipe["precision"] == "amp_bf16" else recipe["precision"],
