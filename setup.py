@@ -35,7 +35,10 @@ setup(
     ],
     # LLM Foundry finds these by name once it is installed beside us; nothing here imports it.
     entry_points={
-        "llmfoundry_algorithms": ["targeted_pruning = llmshearing.pruning.algorithm:TargetedPruning"],
+        "llmfoundry_algorithms": [
+            "targeted_pruning = llmshearing.pruning.algorithm:TargetedPruning",
+            "source_distillation = llmshearing.distillation:SourceDistillation",
+        ],
         "llmfoundry_callbacks": ["dynamic_batch_loading = llmshearing.data.callback:DynamicBatchLoading"],
         "llmfoundry_dataloaders": ["dynamic_streaming = llmshearing.data.loaders:build_dynamic_streaming_dataloader"],
         "llmfoundry_models": ["composer_llama = llmshearing.models.llama:ComposerLlama"],

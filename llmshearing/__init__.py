@@ -12,19 +12,28 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llmshearing.data.callback import DynamicBatchLoading
     from llmshearing.data.dataset import DynamicStreamingDataset
+    from llmshearing.distillation import SourceDistillation
     from llmshearing.models.llama import ComposerLlama
     from llmshearing.pruning.algorithm import TargetedPruning
     from llmshearing.shape import ModelShape
 
 __version__ = "0.1.0"
 
-__all__ = ["ComposerLlama", "DynamicBatchLoading", "DynamicStreamingDataset", "ModelShape", "TargetedPruning"]
+__all__ = [
+    "ComposerLlama",
+    "DynamicBatchLoading",
+    "DynamicStreamingDataset",
+    "ModelShape",
+    "SourceDistillation",
+    "TargetedPruning",
+]
 
 _MODULES = {
     "ComposerLlama": "llmshearing.models.llama",
     "DynamicBatchLoading": "llmshearing.data.callback",
     "DynamicStreamingDataset": "llmshearing.data.dataset",
     "ModelShape": "llmshearing.shape",
+    "SourceDistillation": "llmshearing.distillation",
     "TargetedPruning": "llmshearing.pruning.algorithm",
 }
 

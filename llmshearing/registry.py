@@ -25,6 +25,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
     },
     "algorithms": {
         "targeted_pruning": "llmshearing.pruning.algorithm:TargetedPruning",
+        "source_distillation": "llmshearing.distillation:SourceDistillation",
         "gradient_clipping": "composer.algorithms:GradientClipping",
     },
     "callbacks": {

@@ -35,6 +35,7 @@ def test_other_names_are_not() -> None:
     ("kind", "name"),
     [
         ("algorithms", "targeted_pruning"),
+        ("algorithms", "source_distillation"),
         ("callbacks", "dynamic_batch_loading"),
         ("dataloaders", "dynamic_streaming"),
         ("models", "composer_llama"),

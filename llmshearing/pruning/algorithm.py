@@ -7,17 +7,20 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from composer.core import Algorithm, Event, Precision, State, Time, TimeUnit
+from composer.core import Algorithm, Event, Precision, State
 from composer.loggers import Logger
 from composer.models import HuggingFaceModel
-from composer.utils import dist
 from torch import Tensor
 
 from llmshearing.errors import InputError, unknown_name
+from llmshearing.pruning.freeze import drop_gradients, forget_empty_state
 from llmshearing.pruning.lagrangian import COMPATIBILITIES
 from llmshearing.pruning.learned import LearnedMasks
 from llmshearing.pruning.masked import MaskedModel
+from llmshearing.pruning.ranks import average_gradients
+from llmshearing.pruning.selection import SELECTIONS, Importance, random_scores
 from llmshearing.pruning.target import resolve_target, unit_groups
+from llmshearing.pruning.times import parse_time, steps
 from llmshearing.shape import ModelShape
 
 log = logging.getLogger(__name__)
@@ -25,6 +28,7 @@ log = logging.getLogger(__name__)
 LR_SCHEDULES = ("constant", "follow")
 # Share of the way from source to target that a size may be off when the constraint has long been in force.
 _DIVERGED = 0.95
+_SEARCH_WARMUP = 0.4  # of the search
 
 
 class TargetedPruning(Algorithm):
@@ -33,8 +37,12 @@ class TargetedPruning(Algorithm):
     Sheared LLaMA (Xia et al., 2024), section 2.1. Works in any :class:`~composer.trainer.Trainer` around a
     :class:`~composer.models.HuggingFaceModel` (so also :class:`~llmshearing.ComposerLlama`) of the LLaMA family. Masks
     and multipliers have their own optimizer; the user's optimizer, schedule, clipping and checkpoint keys stay as
-    they are. While training, evaluation uses deterministic masks of the size expected so far; from the last batch on,
-    of exactly the target shape.
+    they are. While masks are learned, evaluation uses deterministic masks of the size expected so far; from the last
+    batch on, of exactly the target shape.
+
+    By default masks are learned along with the weights until the run ends, as in the paper. With ``search``, units are
+    chosen in that time, on the source's weights, which stand still; from then on the chosen units have masks of one,
+    the others zero, and the rest of the run is ordinary training.
 
     Args:
         target: sizes by Hugging Face config name, any of ``num_hidden_layers``, ``hidden_size``,
@@ -43,7 +51,10 @@ class TargetedPruning(Algorithm):
         lr_schedule: ``'constant'``, or ``'follow'`` to scale ``lr`` as the scheduler scales the model's.
         betas: AdamW coefficients of masks and multipliers.
         warmup: the constraint goes from the source to the target shape over this time, in batches (``'640ba'``) or
-            as a share of the run (``'0.2dur'``).
+            as a share of the run (``'0.2dur'``). ``None``: 640 batches, or 0.4 of ``search``.
+        selection: ``'learned'``; or, without learning, ``'importance'`` (squared gradient of each unit's mask over
+            ``search``, 8 batches if that is ``None``) or ``'random'`` (from the first batch on).
+        search: time for the choice, like ``warmup``; ``'1dur'`` leaves the training to a run on the sheared model.
         compat: ``'paper'`` (multipliers per layer) or ``'upstream'`` (as the original code: one pair per dimension).
         seed: of the masks' noise.
 
@@ -58,10 +69,18 @@ class TargetedPruning(Algorithm):
         lr: float = 1.0,
         lr_schedule: str = "constant",
         betas: tuple[float, float] = (0.9, 0.95),
-        warmup: str = "640ba",
+        warmup: str | None = None,
+        selection: str = "learned",
+        search: str | None = None,
         compat: str = "paper",
         seed: int = 17,
     ) -> None:
+        if selection not in SELECTIONS:
+            raise unknown_name("selection", selection, SELECTIONS)
+        if selection == "random" and search is not None:
+            raise InputError(f"search is '{search}', but random units need no search. Leave it out.")
+        if selection != "learned" and warmup is not None:
+            raise InputError(f"warmup is '{warmup}', but masks are not learned by selection '{selection}'.")
         if compat not in COMPATIBILITIES:
             raise unknown_name("compat", compat, COMPATIBILITIES)
         if lr_schedule not in LR_SCHEDULES:
@@ -70,11 +89,16 @@ class TargetedPruning(Algorithm):
             raise InputError(f"lr is {lr}; the masks' learning rate must be above 0.")
         self.target = dict(target)
         self.lr, self.lr_schedule, self.betas = lr, lr_schedule, (float(betas[0]), float(betas[1]))
-        self.warmup, self.compat, self.seed = str(warmup), compat, seed
-        self._warmup_time = _parse_warmup(self.warmup)
+        self.selection, self.compat, self.seed = selection, compat, seed
+        self.search = "8ba" if search is None and selection == "importance" else search
+        self.warmup = warmup if warmup is not None or self.search is not None else "640ba"
+        for name, time in (("warmup", self.warmup), ("search", self.search)):
+            parse_time(name, time)
         self.source_shape: ModelShape
         self.target_shape: ModelShape
         self.masks: LearnedMasks
+        self._importance: Importance | None = None
+        self._search_steps = 0
         self._model: MaskedModel
         self._drawn: dict[str, Tensor] = {}
         self._lr_factor = 1.0
@@ -82,7 +106,8 @@ class TargetedPruning(Algorithm):
     def __repr__(self) -> str:
         return (
             f"TargetedPruning(target={self.target!r}, lr={self.lr!r}, lr_schedule={self.lr_schedule!r}, "
-            f"betas={self.betas!r}, warmup={self.warmup!r}, compat={self.compat!r}, seed={self.seed!r})"
+            f"betas={self.betas!r}, warmup={self.warmup!r}, selection={self.selection!r}, search={self.search!r}, "
+            f"compat={self.compat!r}, seed={self.seed!r})"
         )
 
     def match(self, event: Event, state: State) -> bool:
@@ -92,6 +117,7 @@ class TargetedPruning(Algorithm):
             Event.AFTER_LOAD,
             Event.FIT_START,
             Event.BEFORE_TRAIN_BATCH,
+            Event.AFTER_TRAIN_BATCH,
             Event.BATCH_END,
             Event.EVAL_START,
             Event.FIT_END,
@@ -102,13 +128,18 @@ class TargetedPruning(Algorithm):
         if event == Event.INIT:
             self._build(state)
         elif event == Event.FIT_START:
-            self._resolve_warmup(state)
+            self._resolve_times(state)
         elif event == Event.BEFORE_TRAIN_BATCH:  # again on every retry of automatic microbatching
             self._draw(state)
+        elif event == Event.AFTER_TRAIN_BATCH:
+            if self._search_steps and not self.masks.decided:
+                drop_gradients(state.model)
         elif event == Event.BATCH_END:
             self._learn(state, logger)
         else:
             self._model.assign(self._evaluation_masks(state))
+            if event == Event.AFTER_LOAD and self.search is not None and not self.masks.decided:
+                forget_empty_state(state.optimizers)
             if event == Event.FIT_END:
                 self._report(state)
 
@@ -134,13 +165,15 @@ class TargetedPruning(Algorithm):
             groups,
             lr=self.lr,
             betas=self.betas,
-            warmup_steps=self._warmup_time.value
-            if self._warmup_time.unit == TimeUnit.BATCH
-            else 0,  # else at FIT_START
+            warmup_steps=0,  # known at FIT_START
             compat=self.compat,
             seed=self.seed,
             device=device,
         )
+        if self.selection == "importance":
+            self._importance = Importance(groups, device=device)
+        elif self.selection == "random":
+            self.masks.decide(random_scores(groups, self.seed))
         self._model = MaskedModel(model, self.source_shape, groups, device)
         log.info(
             "Pruning from %s (%d parameters) to %s (%d parameters).",
@@ -150,19 +183,28 @@ class TargetedPruning(Algorithm):
             self.target_shape.num_parameters(),
         )
 
-    def _resolve_warmup(self, state: State) -> None:
-        """A warm-up given as a share of the run needs the run's length, which Composer knows only when fitting."""
-        if self._warmup_time.unit != TimeUnit.DURATION:
+    def _resolve_times(self, state: State) -> None:
+        """Times given as shares of the run need its length, which Composer knows only when fitting."""
+        self._search_steps = steps("search", self.search, state.max_duration)
+        if self.warmup is None:
+            self.masks.warmup_steps = round(_SEARCH_WARMUP * self._search_steps)
+        else:
+            self.masks.warmup_steps = steps("warmup", self.warmup, state.max_duration)
+        if self.search is None:
             return
-        duration = state.max_duration
-        if duration is None or duration.unit != TimeUnit.BATCH:
-            raise InputError(
-                f"warmup is '{self.warmup}', a share of the run, but max_duration is '{duration}'. Give one in batches."
-            )
-        self.masks.warmup_steps = round(self._warmup_time.value * duration.value)
+        if not self.masks.warmup_steps < self._search_steps:
+            raise InputError(f"search is '{self.search}', warmup '{self.warmup}': search must be the longer one.")
+        if state.max_duration is not None and self._search_steps > steps("max_duration", "1dur", state.max_duration):
+            raise InputError(f"search is '{self.search}', longer than the run of {state.max_duration}.")
+        if (start := int(state.timestamp.batch)) >= self._search_steps and not self.masks.decided:
+            raise InputError(f"search is '{self.search}', but the checkpoint at batch {start} had not ended its own.")
 
     def _draw(self, state: State) -> None:
-        self._drawn = self.masks.draw(int(state.timestamp.batch))
+        if self.masks.decided:
+            self._drawn = {}
+            self._model.assign(self.masks.final())
+            return
+        self._drawn = self._importance.draw() if self._importance else self.masks.draw(int(state.timestamp.batch))
         self._model.assign(self._drawn)
         if self.lr_schedule == "follow":
             group = state.optimizers[0].param_groups[0]
@@ -171,19 +213,33 @@ class TargetedPruning(Algorithm):
     def _learn(self, state: State, logger: Logger) -> None:
         # At BATCH_END rather than before the optimizer's step, which automatic microbatching may run twice.
         step = int(state.timestamp.batch) - 1
-        self._model.backward(self._drawn)
-        self._drawn = {}
-        _average_over_ranks(self.masks.log_alpha)
-        lagrangian = self.masks.step(step, lr_factor=self._lr_factor)
-        values = {"lagrangian": lagrangian, **self.masks.statistics(step)}
-        numbers = torch.stack(
-            [torch.as_tensor(value, dtype=torch.float32, device=lagrangian.device) for value in values.values()]
-        )
-        metrics = dict(zip(values, numbers.tolist(), strict=True))  # one transfer for all
+        values: dict[str, Tensor | float] = {}
+        if self._drawn:
+            self._model.backward(self._drawn)
+            if self._importance:
+                self._importance.add(average_gradients(self._drawn))
+                values["importance"] = torch.stack([score.sum() for score in self._importance.scores.values()]).sum()
+            else:
+                average_gradients(self.masks.log_alpha)
+                values["lagrangian"] = self.masks.step(step, lr_factor=self._lr_factor)
+            self._drawn = {}
+            if step + 1 == self._search_steps:
+                self.masks.decide(self._importance.scores if self._importance else None)
+                log.info("The units are chosen; training goes on with %s.", self.target_shape)
+        values |= self.masks.statistics(step)
+        self._check(step, self._log(values, logger))
+
+    def _log(self, values: Mapping[str, Tensor | float], logger: Logger) -> dict[str, float]:
+        device = next(iter(self.masks.log_alpha.values())).device
+        numbers = [torch.as_tensor(value, dtype=torch.float32, device=device) for value in values.values()]
+        metrics = dict(zip(values, torch.stack(numbers).tolist(), strict=True))  # one transfer for all
         logger.log_metrics({f"pruning/{name}": value for name, value in metrics.items()})
+        return metrics
+
+    def _check(self, step: int, metrics: Mapping[str, float]) -> None:
         if broken := [name for name, value in metrics.items() if value != value]:
             self._stop(step, f"{', '.join(broken)} became NaN")
-        if self.masks.settled(step):
+        if self._importance is None and self.masks.settled(step):
             for name, group in self.masks.groups.items():
                 target, source = group.num_kept * group.multiple, group.num_units * group.multiple
                 expected = metrics[f"{name}/expected"]
@@ -213,7 +269,9 @@ class TargetedPruning(Algorithm):
             "source": self.source_shape.to_dict(),
             "target": self.target_shape.to_dict(),
             "compat": self.compat,
+            "selection": self.selection,
             "masks": self.masks.state_dict(),
+            **({"importance": self._importance.state_dict()} if self._importance else {}),
         }
 
     def load_state_dict(self, state: dict[str, Any], strict: bool = False) -> None:
@@ -228,28 +286,11 @@ class TargetedPruning(Algorithm):
                 raise InputError(
                     f"The checkpoint's {role} shape is {saved}, this run's is {shape}. Use the same target."
                 )
-        if state["compat"] != self.compat:
-            raise InputError(f"The checkpoint was made with compat={state['compat']}, this run has {self.compat}.")
+        for name in ("compat", "selection"):
+            if state[name] != getattr(self, name):
+                raise InputError(
+                    f"The checkpoint was made with {name}={state[name]}, this run has {getattr(self, name)}."
+                )
         self.masks.load_state_dict(state["masks"])
-
-
-def _parse_warmup(warmup: str) -> Time:
-    try:
-        time = Time.from_timestring(warmup)
-    except ValueError as error:
-        raise InputError(f"warmup is '{warmup}', which is not a time such as '640ba' or '0.2dur'.") from error
-    if time.unit not in (TimeUnit.BATCH, TimeUnit.DURATION):
-        raise InputError(f"warmup is '{warmup}'; give it in batches ('640ba') or as a share of the run ('0.2dur').")
-    return time
-
-
-def _average_over_ranks(parameters: Mapping[str, Tensor]) -> None:
-    """Mean of the gradients over all ranks, in one reduction."""
-    if dist.get_world_size() == 1:
-        return
-    grads = [tensor.grad if tensor.grad is not None else torch.zeros_like(tensor) for tensor in parameters.values()]
-    flat = torch.cat([grad.flatten() for grad in grads])
-    dist.all_reduce(flat, reduce_operation="SUM")
-    flat /= dist.get_world_size()
-    for tensor, part in zip(parameters.values(), flat.split([grad.numel() for grad in grads]), strict=True):
-        tensor.grad = part.view_as(tensor)
+        if self._importance:
+            self._importance.load_state_dict(state["importance"])

@@ -6,7 +6,7 @@ same summed gradients stay identical to the bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -126,6 +126,25 @@ class LearnedMasks:
             for log_alpha in self.log_alpha.values():
                 log_alpha.clamp_(hard_concrete.LOG_ALPHA_MIN, hard_concrete.LOG_ALPHA_MAX)
         return lagrangian.detach()
+
+    @property
+    def decided(self) -> bool:
+        """Whether :meth:`decide` has been called, also before a restart."""
+        return all(bool(log_alpha.isinf().all()) for log_alpha in self.log_alpha.values())
+
+    @torch.no_grad()
+    def decide(self, scores: Mapping[str, Tensor] | None = None) -> None:
+        """End the choice: the target's number of units get masks of one for good, the others zero.
+
+        As ``log_alpha`` of plus and minus infinity, which every function of :mod:`hard_concrete` takes to its limit.
+
+        Args:
+            scores: by which to choose, of the shapes of ``log_alpha``. ``None``: by ``log_alpha``.
+        """
+        for name, log_alpha in self.log_alpha.items():
+            score = log_alpha if scores is None else scores[name].to(log_alpha.device)
+            kept = hard_concrete.deterministic(score, self.groups[name].num_kept) > 0
+            log_alpha.copy_(torch.where(kept, torch.inf, -torch.inf))
 
     def settled(self, step: int) -> bool:
         """Whether the constraint has asked for the full target long enough that sizes should be near it."""
