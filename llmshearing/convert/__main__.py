@@ -1,4 +1,4 @@
-"""``python -m llmshearing.convert {shear,export} CHECKPOINT OUT``."""
+"""``python -m llmshearing.convert {shear,export} CHECKPOINT OUT`` and ``rotate MODEL OUT --data DATA``."""
 
 from __future__ import annotations
 
@@ -25,6 +25,25 @@ def _num_bytes(text: str) -> int:
     return size
 
 
+def _add_output(command: argparse.ArgumentParser, *, dtype: str) -> None:
+    command.add_argument("out", help="folder to create")
+    command.add_argument("--dtype", choices=_DTYPES, help=f"of the weights written (default: {dtype})")
+    command.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+
+
+def _rotate(arguments: argparse.Namespace) -> None:
+    from llmshearing.convert.rotate import rotate  # transformers takes seconds to import; shear does without
+
+    rotate(
+        arguments.model,
+        arguments.out,
+        data=arguments.data,
+        num_sequences=arguments.sequences,
+        dtype=_DTYPES[arguments.dtype or "float32"],
+        overwrite=arguments.overwrite,
+    )
+
+
 @cli
 def main() -> None:
     """Parse the command line and convert."""
@@ -36,15 +55,22 @@ def main() -> None:
     ):
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("checkpoint", help="Composer checkpoint: a file, or the folder of a sharded one")
-        command.add_argument("out", help="folder to create")
-        command.add_argument("--dtype", choices=_DTYPES, help="of the weights written (default: as in the checkpoint)")
+        _add_output(command, dtype="as in the checkpoint")
         command.add_argument("--max-shard-size", default="5GB", help="size of a safetensors file (default: 5GB)")
-        command.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    text = "a Hugging Face model to the same model, turned so that fewer hidden dimensions carry more"
+    command = commands.add_parser("rotate", help=text, description=text)
+    command.add_argument("model", help="Hugging Face folder or hub id")
+    _add_output(command, dtype="float32")
+    command.add_argument("--data", required=True, help="folder that data_prep/prepare.py wrote")
+    command.add_argument("--sequences", type=int, default=128, help="how many of them to look at (default: 128)")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)  # memory sets the pace; threads would spin while they wait for a few MB
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    convert = shear if arguments.command == "shear" else export
     try:
+        if arguments.command == "rotate":
+            _rotate(arguments)
+            return
+        torch.set_num_threads(1)  # memory sets the pace; threads would spin while they wait for a few MB
+        convert = shear if arguments.command == "shear" else export
         convert(
             arguments.checkpoint,
             arguments.out,
