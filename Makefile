@@ -9,7 +9,7 @@ UV_VERSION := 0.13.9
 # Waiting threads of torch's pool sleep instead of spinning: on a shared machine steps are up to three times faster.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help install demo debug test test-dist bench bench-convert lint format lock clean
+.PHONY: help install demo debug test test-dist bench bench-convert bench-quality lint format lock clean
 
 help:
 	@echo "make install    build $(VENV) from requirements.lock"
@@ -19,6 +19,7 @@ help:
 	@echo "make test-dist  only those that start several processes"
 	@echo "make bench      the benchmarks, printed as tables"
 	@echo "make bench-convert  shearing 1.3 B parameters, 13 GB of disk; SCALE=7b for Llama-2-7B, 35 GB"
+	@echo "make bench-quality  all ways to a small model, 3 seeds: about an hour, after make demo"
 	@echo "make lint       style and types"
 	@echo "make clean      remove what the other targets made"
 
@@ -55,6 +56,9 @@ bench: install
 	$(BIN)/python -m benchmarks.pruning_step
 	$(BIN)/python -m benchmarks.streaming_speed
 	$(BIN)/python -m benchmarks.prepare
+
+bench-quality: demo
+	$(BIN)/python -m benchmarks.quality
 
 bench-convert: install
 	$(BIN)/python -m benchmarks.convert --scale $(or $(SCALE),1b)

@@ -10,10 +10,11 @@ from __future__ import annotations
 import argparse
 import gc
 import multiprocessing
-import resource
+import re
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -25,12 +26,13 @@ from llmshearing.shape import ModelShape
 
 # name -> hidden size, layers, vocabulary, sequences, tokens per sequence
 SIZES = {"d256 L8 V4096": (256, 8, 4096, 4, 256), "d512 L8 V8192": (512, 8, 8192, 2, 256)}
-_MEGABYTE = 1024.0  # ru_maxrss is in kilobytes on Linux
+_SMALL = (128, 2, 64, 1, 16)
+_PEAK = re.compile(r"VmHWM:\s+(\d+) kB")
 
 
 def make_step(size: str, *, masked: bool) -> Callable[[], float]:
     """A function that runs one whole training step and returns its seconds."""
-    hidden, layers, vocabulary, sequences, length = SIZES[size]
+    hidden, layers, vocabulary, sequences, length = SIZES.get(size, _SMALL)
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=hidden,
@@ -83,15 +85,23 @@ def compare(size: str, *, steps: int) -> tuple[float, float, float]:
     return statistics.median(first), statistics.median(second), statistics.median(b / a for a, b in pairs)
 
 
+def peak_so_far() -> float:
+    """Megabytes that this process has had resident at most; unlike ru_maxrss nothing of the one that started it."""
+    found = _PEAK.search(Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) / 1024
+
+
 def peak_memory(size: str, masked: bool) -> float:
     """Peak megabytes of a few steps above what was in use before; call in a process of its own."""
     torch.set_flush_denormal(True)
+    make_step("small", masked=True)()  # what libraries load on first use is nobody's cost
     gc.collect()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_so_far()
     step = make_step(size, masked=masked)
     for _ in range(4):
         step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / _MEGABYTE
+    return peak_so_far() - before
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from llmshearing import SourceDistillation, TargetedPruning
 from llmshearing.distillation import distillation_loss
 from llmshearing.errors import InputError
 from tests.models import SIZES, make_model
+from tests.pruning.test_distributed import run
 from tests.training import TARGET, logged, make_trainer
 
 
@@ -105,6 +106,19 @@ def test_works_with_pruning_and_stays_out_of_the_checkpoint(teacher: str, tmp_pa
         for folder in (tmp_path, tmp_path / "plain")
     ]
     assert keys[0] == keys[1]
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("fsdp", [None, {"state_dict_type": "sharded"}], ids=["ddp", "fsdp2"])
+def test_two_ranks_train_as_one_does_and_fsdp_shards_the_teacher(
+    teacher: str, tmp_path: Path, fsdp: dict[str, Any] | None
+) -> None:
+    (one,) = run(tmp_path / "one", 1, teacher=teacher)
+    ranks = run(tmp_path / "two", 2, teacher=teacher, **({"fsdp": fsdp} if fsdp else {}))
+    assert [rank["teacher_sharded"] for rank in ranks] == [fsdp is not None] * 2
+    assert ranks[0]["losses"][:6] == pytest.approx(one["losses"][:6], rel=1e-3)
+    both = [sum(pair) / 2 for pair in zip(*(rank["divergence"] for rank in ranks), strict=True)]
+    assert both[:6] == pytest.approx(one["divergence"][:6], rel=1e-3)
 
 
 @pytest.mark.parametrize(

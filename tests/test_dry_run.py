@@ -22,6 +22,14 @@ from tests.conftest import REPOSITORY
 from tests.dry_runs import children_seconds, make_debug_data, recipe_of, run
 from tests.models import make_model
 
+ORIGINAL_7B = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+}
+
 
 @pytest.mark.parametrize(
     ("overrides", "problem"),
@@ -33,6 +41,11 @@ from tests.models import make_model
         (["eval_loader=null"], "there is no eval_loader"),
         (["scheduler.t_warmup=3200ba"], "scheduler.t_warmup takes 3200 batches, but training has only 3200"),
         (["algorithms.targeted_pruning.warmup=2dur"], "targeted_pruning.warmup takes 6400 batches"),
+        (["algorithms.targeted_pruning.search=4000ba"], "targeted_pruning.search takes 4000 batches, but training has"),
+        (
+            ["algorithms.targeted_pruning.search=500ba"],
+            "takes 640 batches, but the search for units has only 500",
+        ),
         (["scheduler.t_warmup=soon"], "scheduler.t_warmup is 'soon', which is not a time"),
         (["algorithms.targeted_pruning.target.hidden_size=5000"], "target.hidden_size is 5000, but .* has 4096"),
         (["algorithms.targeted_pruning.target.num_attention_heads=20"], "20, which 8 key-value heads cannot share"),
@@ -185,3 +198,17 @@ def test_the_debug_recipe_trains_and_its_dry_run_does_not(debug_folder: Path) ->
     subprocess.run(command, cwd=debug_folder, check=True, capture_output=True)
     assert children_seconds() - before < 120
     assert (debug_folder / "runs" / "debug" / "prune" / "checkpoints" / "latest-rank0.pt").exists()
+
+
+def test_a_teacher_is_counted_where_its_config_is(tmp_path: Path) -> None:
+    setting = f"algorithms.source_distillation.teacher={tmp_path}/teacher"
+    text, findings = run(recipe_of("prune", "llama2-7b-to-2.7b", setting))
+    assert any("teacher" in absent and "are not counted" in absent for absent in findings.absent)
+    assert "teacher" not in text
+    AutoConfig.for_model("llama", **ORIGINAL_7B).save_pretrained(tmp_path / "teacher")
+    with_teacher, findings = run(recipe_of("prune", "llama2-7b-to-2.7b", setting))
+    assert findings.problems == []
+    assert "teacher 1.68" in with_teacher  # 6.74 B parameters of 2 bytes on 8 devices
+    AutoConfig.for_model("llama", **{**ORIGINAL_7B, "vocab_size": 64}).save_pretrained(tmp_path / "teacher")
+    _, findings = run(recipe_of("prune", "llama2-7b-to-2.7b", setting))
+    assert any("has 64 tokens, the model 32000" in problem for problem in findings.problems)

@@ -67,6 +67,11 @@ def training_memory(
     return Memory(states, gathered, activations, _PER_LOGIT * tokens * shape.vocab_size)
 
 
+def teacher_memory(shape: ModelShape, *, num_shards: int, dtype: str) -> float:
+    """Bytes of a teacher's weights on one device; its activations are those of one layer, and few beside these."""
+    return (_BF16 if dtype == "bfloat16" else _FP32) * shape.num_parameters() / num_shards
+
+
 def layer_activation_bytes(shape: ModelShape, *, precision: str = "amp_bf16") -> int:
     """Bytes per token that one layer keeps for its backward pass."""
     per_hidden, per_intermediate, per_query = _KEPT["fp32" if precision == "fp32" else "amp_bf16"]

@@ -94,6 +94,27 @@ def build_target(model: ComposerLlama, target: Mapping[str, int]) -> ModelShape:
     return shape
 
 
+def teacher_shape(recipe: Mapping[str, Any], model: ModelShape, findings: Findings) -> ModelShape | None:
+    """The shape of the model that source_distillation asks, if there is one and its config can be read.
+
+    Raises:
+        InputError: it has another vocabulary.
+    """
+    settings = recipe["algorithms"].get("source_distillation")
+    if settings is None or (teacher := settings.get("teacher")) is None:
+        return None
+    if not _is_here(teacher):
+        findings.absent.append(f"teacher '{teacher}': its memory and compute are not counted")
+        return None
+    shape = ModelShape.from_hf_config(AutoConfig.from_pretrained(teacher, local_files_only=True))
+    if shape.vocab_size != model.vocab_size:
+        raise InputError(
+            f"The teacher '{teacher}' has {shape.vocab_size} tokens, the model {model.vocab_size}: "
+            "they need the same tokenizer."
+        )
+    return shape
+
+
 def build_tokenizer(recipe: Mapping[str, Any], findings: Findings) -> PreTrainedTokenizerBase | None:
     """The tokenizer, if it can be read without the network."""
     settings = dict(recipe["tokenizer"])

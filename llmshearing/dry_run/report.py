@@ -103,8 +103,11 @@ def describe(recipe: dict[str, Any], devices: Devices, findings: Findings) -> li
             target = parts.build_target(model, pruning.get("target") or {})
             share = target.num_parameters() / source.num_parameters()
             lines += [f"target      {target}: {target.num_parameters():,} parameters, {share:.1%} of the model"]
+    teacher = None
+    with findings.collect():
+        teacher = parts.teacher_shape(recipe, source, findings)
     lines += _data_lines(data, recipe, duration)
-    return lines + _cost_lines(source, recipe, duration, devices, data)
+    return lines + _cost_lines(source, recipe, duration, devices, data, teacher)
 
 
 def _data_lines(data: Data | None, recipe: Mapping[str, Any], duration: float) -> list[str]:
@@ -122,7 +125,12 @@ def _data_lines(data: Data | None, recipe: Mapping[str, Any], duration: float) -
 
 
 def _cost_lines(
-    shape: ModelShape, recipe: Mapping[str, Any], duration: float, devices: Devices, data: Data | None
+    shape: ModelShape,
+    recipe: Mapping[str, Any],
+    duration: float,
+    devices: Devices,
+    data: Data | None,
+    teacher: ModelShape | None,
 ) -> list[str]:
     seq_len, fsdp = recipe["max_seq_len"], recipe["fsdp_config"]
     checkpointing = bool((fsdp or {}).get("activation_checkpointing"))
@@ -141,14 +149,28 @@ def _cost_lines(
     _, interval = schedule.evaluation_interval(dict(recipe))
     evaluated = duration // interval * data.eval_sequences * seq_len if data and interval else 0.0
     evaluation = evaluated * estimates.forward_flops(shape, seq_len=seq_len)
-    flops, rate = training + evaluation, f"{devices.device_tflops:g} TFLOP/s"
+    asking = tokens * estimates.forward_flops(teacher, seq_len=seq_len) if teacher else 0.0
+    held = (
+        estimates.teacher_memory(
+            teacher,
+            num_shards=devices.num_devices if fsdp is not None else 1,
+            dtype=recipe["algorithms"]["source_distillation"].get("dtype", "bfloat16"),
+        )
+        if teacher
+        else 0.0
+    )
+    flops, rate = training + evaluation + asking, f"{devices.device_tflops:g} TFLOP/s"
     hours = flops / (devices.device_tflops * 1e12) / 3600
     of_what = ", of the dense source" if "targeted_pruning" in recipe["algorithms"] else ""
     without = "" if data else ", without evaluation"
-    gb = {name: f"{value / 1e9:.3g}" for name, value in {**vars(memory), "total": memory.total}.items()}
+    gb = {
+        name: f"{value / 1e9:.3g}"
+        for name, value in {**vars(memory), "teacher": held, "total": memory.total + held}.items()
+    }
+    with_teacher = f", teacher {gb['teacher']}" if teacher else ""
     return [
         f"memory      about {gb['total']} GB per device (estimate): weights, gradients and Adam {gb['states']}, "
-        f"gathered {gb['gathered']}, activations {gb['activations']}, logits {gb['logits']}; "
+        f"gathered {gb['gathered']}, activations {gb['activations']}, logits {gb['logits']}{with_teacher}; "
         f"microbatches of {'1 (auto)' if microbatch == 'auto' else microbatch}",
         f"compute     about {flops:.2e} FLOP (estimate{of_what}{without}): {_number(hours)} device-hours at {rate}, "
         f"{_number(hours / devices.num_devices)} hours on {devices.num_devices}",

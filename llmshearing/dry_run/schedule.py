@@ -52,7 +52,7 @@ def problems(recipe: dict[str, Any], *, num_devices: int) -> Iterator[str]:
     duration = batches(recipe["max_duration"], recipe, "max_duration")
     warmups = {"scheduler.t_warmup": recipe["scheduler"].get("t_warmup", "0ba")}
     if (pruning := recipe["algorithms"].get("targeted_pruning")) is not None:
-        warmups["algorithms.targeted_pruning.warmup"] = pruning.get("warmup", "640ba")
+        yield from _pruning_problems(pruning, recipe, duration)
     for key, time in warmups.items():
         if (warmup := batches(time, recipe, key)) >= duration:
             yield f"{key} takes {warmup:g} batches, but training has only {duration:g}: shorten it."
@@ -65,6 +65,21 @@ def problems(recipe: dict[str, Any], *, num_devices: int) -> Iterator[str]:
             f"model.init_device is mixed: one of {num_devices} devices reads the weights, and without fsdp_config "
             "nothing hands them on. Add fsdp_config, or set model.init_device to cpu."
         )
+
+
+def _pruning_problems(pruning: dict[str, Any], recipe: dict[str, Any], duration: float) -> Iterator[str]:
+    section, search = "algorithms.targeted_pruning", pruning.get("search")
+    longest, what = duration, f"training has only {duration:g}"
+    if search is not None:
+        longest = batches(search, recipe, f"{section}.search")
+        what = f"the search for units has only {longest:g}"
+        if longest > duration:
+            yield f"{section}.search takes {longest:g} batches, but training has only {duration:g}: shorten it."
+    warmup = pruning.get("warmup") or ("640ba" if search is None else None)
+    if warmup is None or pruning.get("selection", "learned") != "learned":
+        return
+    if (steps := batches(warmup, recipe, f"{section}.warmup")) >= longest:
+        yield f"{section}.warmup takes {steps:g} batches, but {what}: shorten it."
 
 
 def _batch_problems(recipe: dict[str, Any], num_devices: int) -> Iterator[str]:

@@ -15,8 +15,9 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
 from composer.utils.parallelism import FSDP2Config
+from torch.distributed.tensor import DTensor
 
-from llmshearing import TargetedPruning
+from llmshearing import SourceDistillation, TargetedPruning
 from tests.training import TARGET, KillAt, logged, make_trainer
 
 
@@ -43,16 +44,20 @@ def main(out: str, options: str) -> None:
     if resumes:
         saving = {"save_interval": "4ba", "run_name": "r", "autoresume": True}
         settings = {"folder": Path(out) / "checkpoints", **saving, **settings}
+    teacher = SourceDistillation(settings.pop("teacher"), dtype="float32") if "teacher" in settings else None
     if fsdp:
         settings["parallelism_config"] = {"fsdp": FSDP2Config(**fsdp)}
     callbacks = [record, *([KillAt(kill_at)] if kill_at is not None else [])]
-    trainer = make_trainer([algorithm], callbacks=callbacks, **settings)
+    trainer = make_trainer([algorithm, *([teacher] if teacher else [])], callbacks=callbacks, **settings)
     start = int(trainer.state.timestamp.batch)
     try:
         trainer.fit()
     finally:
         result = {"start": start, "rows": record.rows, "losses": logged(trainer, "loss/train/total")}
         result["sharded"] = trainer.state.fsdp_enabled
+        if teacher:
+            result["divergence"] = logged(trainer, "distillation/divergence")
+            result["teacher_sharded"] = all(isinstance(p, DTensor) for p in teacher._model.parameters())
         torch.save(result, Path(out) / f"rank{dist.get_global_rank()}.pt")
     trainer.close()
 

@@ -1,0 +1,1 @@
+"""Does learning the masks pay, and what does at a small budget: see ``docs/results.md``."""

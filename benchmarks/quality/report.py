@@ -1,0 +1,130 @@
+"""Tables and a picture of the comparison."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from benchmarks.quality.sources import Source
+from benchmarks.quality.ways import WAYS
+from llmshearing.fileio import write_text
+
+Results = Sequence[Mapping[str, Any]]
+
+
+def write_report(results: Results, sources: Mapping[str, Source], out: Path) -> str:
+    """Write ``results.md`` and ``results.png`` to ``out``; returns the former's text."""
+    parts = [compare_ways(results, source) for name, source in sources.items() if _of(results, source=name, steps=None)]
+    curve = _of(results, source="demo", mix="constant")
+    if curve:
+        parts += [compare_budgets(curve), compare_mixes(results)]
+        picture(curve).savefig(out / "results.png", dpi=150, bbox_inches="tight")
+    text = "\n\n".join(parts)
+    write_text(out / "results.md", text + "\n")
+    return text
+
+
+def compare_ways(results: Results, source: Source) -> str:
+    """Table of all ways on one source."""
+    lines = [
+        f"Source '{source.name}' ({source.title}), {source.steps} steps of {source.batch_size} sequences in all. "
+        "Eval loss in nats per token, mean over seeds (standard deviation).",
+        "",
+        "| way | steps of search + training | right after shearing | final | seeds |",
+        "|---|---|---|---|---|",
+    ]
+    for name, way in WAYS.items():
+        runs = _of(results, source=source.name, steps=None, way=name)
+        if runs:
+            steps = f"{runs[0]['search']} + {runs[0]['training']}"
+            sheared = "" if way.pruning is None else spread([run["sheared"] for run in runs])
+            final = spread([run["final"] for run in runs])
+            lines.append(f"| {way.title} | {steps} | {sheared} | {final} | {len(runs)} |")
+    return "\n".join(lines)
+
+
+def compare_budgets(curve: Results) -> str:
+    """Table of losses by budget, and of the steps that random weights need for the same loss."""
+    losses = _by_budget(curve)
+    scratch = {steps: statistics.mean(values) for steps, values in losses["scratch"].items()}
+    lines = [
+        "The demo's source, even data mix: a pruned start against random weights at equal steps in all.",
+        "",
+        "| steps | random weights | pruned | random weights need, for the pruned one's loss |",
+        "|---|---|---|---|",
+    ]
+    (pruned,) = (way for way in losses if way != "scratch")
+    for steps, values in sorted(losses[pruned].items()):
+        needed = steps_for(scratch, statistics.mean(values))
+        ratio = "more than any budget here" if needed is None else f"{needed / steps:.1f} times the steps"
+        lines.append(f"| {steps} | {spread(losses['scratch'][steps])} | {spread(values)} | {ratio} |")
+    return "\n".join(lines)
+
+
+def compare_mixes(results: Results) -> str:
+    """Line on the dynamic and the constant mix at the same budget."""
+    dynamic = [run for run in _of(results, source="demo", mix="dynamic") if run["job"]["steps"]]
+    if not dynamic:
+        return "No run with a dynamic mix."
+    job = dynamic[0]["job"]
+    constant = _of(results, source="demo", mix="constant", steps=job["steps"], way=job["way"])
+    return (
+        f"Data mix over {job['steps']} steps, '{WAYS[job['way']].title}': "
+        f"dynamic {spread([run['final'] for run in dynamic])}, "
+        f"constant {spread([run['final'] for run in constant])} nats."
+    )
+
+
+def steps_for(curve: Mapping[int, float], loss: float) -> float | None:
+    """Steps at which a falling curve reaches ``loss``, between its points linear in the logarithm of steps."""
+    points = sorted(curve.items())
+    if loss >= points[0][1]:
+        return float(points[0][0])
+    for (left, high), (right, low) in itertools.pairwise(points):
+        if low <= loss <= high:
+            share = (high - loss) / (high - low)
+            return math.exp(math.log(left) + share * (math.log(right) - math.log(left)))
+    return None
+
+
+def picture(curve: Results) -> Figure:
+    """Loss over budget for both starts, every seed a point."""
+    figure = Figure(figsize=(5, 3.5))
+    axes = figure.subplots()
+    for way, budgets in _by_budget(curve).items():
+        steps = sorted(budgets)
+        (line,) = axes.plot(steps, [statistics.mean(budgets[step]) for step in steps], label=WAYS[way].title)
+        for step in steps:
+            axes.plot([step] * len(budgets[step]), budgets[step], ".", color=line.get_color())
+    axes.set_xscale("log")
+    axes.set_xticks(steps, [str(step) for step in steps])
+    axes.minorticks_off()
+    axes.set_xlabel("training steps in all")
+    axes.set_ylabel("eval loss, nats per token")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean, and the standard deviation where there are several."""
+    mean = f"{statistics.mean(values):.3f}"
+    return f"{mean} ({statistics.stdev(values):.3f})" if len(values) > 1 else mean
+
+
+def _by_budget(curve: Results) -> dict[str, dict[int, list[float]]]:
+    losses: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for run in curve:
+        losses[run["job"]["way"]][run["job"]["steps"]].append(run["final"])
+    return losses
+
+
+def _of(results: Results, **wanted: Any) -> Results:
+    return [run for run in results if all(run["job"][key] == value for key, value in wanted.items())]

@@ -1,0 +1,132 @@
+"""One run of the comparison: from a source model to a loss."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from composer import Trainer
+from composer.algorithms import GradientClipping
+from composer.core import Algorithm
+from composer.optim import CosineAnnealingWithWarmupScheduler, DecoupledAdamW
+from transformers import AutoConfig
+
+from benchmarks.quality.sources import Source
+from benchmarks.quality.ways import Way
+from llmshearing import ComposerLlama, DynamicBatchLoading, ModelShape, SourceDistillation, TargetedPruning
+from llmshearing.convert.commands import export, shear
+from llmshearing.convert.folder import sheared_config
+from llmshearing.data.evaluation import build_evaluators
+from llmshearing.data.loaders import build_dynamic_streaming_dataloader
+from llmshearing.pruning.target import resolve_target
+from llmshearing.reference_loss.evaluate import evaluate
+
+WARMUP = 30  # batches of the weights' learning rate
+FINAL_LR = 0.1  # of the peak
+
+
+def run(source: Source, way: Way, seed: int, folder: Path, *, rotated: str, steps: int | None = None) -> dict[str, Any]:
+    """Train one model of the target shape.
+
+    Args:
+        source: what to shear and train on.
+        way: how.
+        seed: of masks, random weights and the order of samples.
+        folder: for checkpoints and models.
+        rotated: the source after ``convert rotate``.
+        steps: batches in all; the source's number if ``None``.
+
+    Returns:
+        Eval losses, means over domains in nats per token: ``sheared`` (right after shearing; ``None`` from scratch)
+        and ``final``; batches of ``search`` and ``training``; ``seconds``.
+    """
+    begin, steps = time.perf_counter(), source.steps if steps is None else steps
+    sheared, record, left = None, None, steps
+    if way.pruning is None:
+        model = ComposerLlama(config=_target_config(source))
+    else:
+        named = {"all": steps, "search": source.search}
+        batches = way.stage if isinstance(way.stage, int) else named[way.stage]
+        model = ComposerLlama(pretrained=rotated if way.rotated else source.model)
+        pruning = TargetedPruning(source.target, seed=seed, **way.pruning)
+        _train(source, way, model, batches, seed, folder / "prune", pruning=pruning)
+        shear(folder / "prune" / "latest-rank0.pt", folder / "sheared")
+        sheared, left = _loss(source, folder / "sheared"), steps - batches
+        record = str(folder / "sheared" / "shearing.json")
+        model = ComposerLlama(pretrained=str(folder / "sheared")) if left else model
+    final = sheared
+    if left:
+        _train(source, way, model, left, seed, folder / "train", record=record)
+        export(folder / "train" / "latest-rank0.pt", folder / "final")
+        final = _loss(source, folder / "final")
+    seconds = time.perf_counter() - begin
+    return {"sheared": sheared, "final": final, "search": steps - left, "training": left, "seconds": seconds}
+
+
+def _train(
+    source: Source,
+    way: Way,
+    model: ComposerLlama,
+    steps: int,
+    seed: int,
+    checkpoints: Path,
+    *,
+    pruning: TargetedPruning | None = None,
+    record: str | None = None,
+) -> None:
+    """Train ``model`` for ``steps`` batches; ``record`` says what mix and samples to go on from."""
+    torch.manual_seed(seed)
+    domains = source.domains
+    even = dict.fromkeys(domains, 1 / len(domains))
+    dataset: dict[str, Any] = {
+        "local": str(source.data / "train"),
+        "proportions": even if record is None else record,
+        "update_interval": source.interval,
+        "shuffle_seed": seed,
+        **({} if record is None else {"start": record}),
+    }
+    algorithms: list[Algorithm] = [GradientClipping("norm", 1.0)]
+    if pruning is not None:
+        algorithms.append(pruning)
+    if way.distillation is not None and (pruning is None or pruning.search is None):  # a search trains no weights
+        algorithms.append(SourceDistillation(source.model, **way.distillation))
+    dynamic = source.references is not None
+    trainer = Trainer(
+        model=model,
+        train_dataloader=build_dynamic_streaming_dataloader(
+            None, source.batch_size, dataset, num_workers=0, pin_memory=False
+        ),
+        eval_dataloader=build_evaluators(str(source.data / "eval"), domains, batch_size=16) if dynamic else None,
+        eval_interval=f"{source.interval}ba" if dynamic else "0ba",
+        max_duration=f"{steps}ba",
+        optimizers=DecoupledAdamW(model.parameters(), lr=source.lr, betas=(0.9, 0.95), weight_decay=0.0),
+        schedulers=CosineAnnealingWithWarmupScheduler(f"{min(WARMUP, steps // 4)}ba", alpha_f=FINAL_LR),
+        algorithms=algorithms,
+        callbacks=[
+            DynamicBatchLoading(source.references, **source.steering)
+            if dynamic
+            else DynamicBatchLoading(update_type="constant")
+        ],
+        save_folder=str(checkpoints),
+        save_interval=f"{steps}ba",
+        seed=seed,
+        device="cpu",
+        progress_bar=False,
+    )
+    try:
+        trainer.fit()
+    finally:
+        trainer.close()
+
+
+def _target_config(source: Source) -> dict[str, Any]:
+    config = AutoConfig.from_pretrained(source.model)
+    target = resolve_target(ModelShape.from_hf_config(config), source.target)
+    return sheared_config(config.to_dict(), target, list(range(target.num_hidden_layers)))
+
+
+def _loss(source: Source, folder: Path) -> float:
+    return statistics.mean(evaluate(str(folder), source.data / "eval", batch_size=16)["losses"].values())

@@ -1,0 +1,91 @@
+"""The comparison of ways to a small model: its arithmetic, its jobs, and the recorded run of the original code."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.quality.__main__ import BUDGETS, all_jobs
+from benchmarks.quality.report import steps_for, write_report
+from benchmarks.quality.run import run
+from benchmarks.quality.sources import Source, stories, tiny
+from benchmarks.quality.ways import WAYS
+from llmshearing.convert.rotate import rotate
+from tests.conftest import REPOSITORY
+
+
+def result(way: str, seed: int, final: float, *, steps: int | None = None, mix: str = "dynamic") -> dict[str, Any]:
+    job = {"source": "demo", "way": way, "seed": seed, "steps": steps, "mix": mix}
+    return {"job": job, "sheared": None if way == "scratch" else 6.0, "final": final, "search": 8, "training": 92}
+
+
+def test_report_gives_means_deviations_and_the_worth_of_a_pruned_start(tmp_path: Path) -> None:
+    source = Source("demo", "the demo's", "model", tmp_path, {}, 100, 8, 1e-3, 10, 10)
+    results = [result("random", seed, loss) for seed, loss in ((1, 4.0), (2, 5.0))]
+    for steps in (100, 400):
+        results.append(result("scratch", 1, 6 - steps / 100, steps=steps, mix="constant"))
+        results.append(result("rotated-importance", 1, 3.5 - steps / 400, steps=steps, mix="constant"))
+    text = write_report(results, {"demo": source}, tmp_path)
+    assert "| random units | 8 + 92 | 6.000 (0.000) | 4.500 (0.707) | 2 |" in text
+    assert "| 100 | 5.000 | 3.250 | 2.4 times the steps |" in text  # 3.25 lies 7/12 of the way from 5 to 2
+    assert "| 400 | 2.000 | 2.500 | 0.8 times the steps |" in text
+    assert (tmp_path / "results.md").read_text() == text + "\n"
+    assert (tmp_path / "results.png").stat().st_size > 10_000
+
+
+def test_steps_for_a_loss_lie_between_neighbours_in_the_logarithm() -> None:
+    curve = {100: 5.0, 400: 3.0}
+    assert steps_for(curve, 4.0) == pytest.approx(200)
+    assert steps_for(curve, 5.5) == 100
+    assert steps_for(curve, 2.9) is None
+
+
+def test_every_seed_runs_every_way_on_every_source_and_every_budget() -> None:
+    jobs = all_jobs(["tiny", "stories"], [1, 2])
+    assert len({job.name for job in jobs}) == len(jobs) == 2 * (2 * len(WAYS) + 2 * len(BUDGETS) + 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["scratch", "search", "random", "rotated-importance-distilled"])
+def test_every_kind_of_way_ends_in_a_loss_of_the_target_shape(shared: Path, tmp_path: Path, way: str) -> None:
+    source = stories(shared, tmp_path)
+    if WAYS[way].rotated:
+        rotate(source.model, tmp_path / "rotated", data=source.data)
+    measured = run(source, WAYS[way], 1, tmp_path / "run", rotated=str(tmp_path / "rotated"), steps=source.search + 20)
+    assert measured["search"] + measured["training"] == source.search + 20
+    assert 1.2 < measured["final"] < 6.3  # the source's loss, and a guess among 512 tokens
+    if way != "scratch":
+        assert measured["final"] < measured["sheared"]
+        target = json.loads((tmp_path / "run" / "sheared" / "shearing.json").read_text())["target"]
+        assert {name: target[name] for name in source.target} == dict(source.target)
+
+
+@pytest.mark.slow
+def test_the_originals_constraint_ends_where_the_original_does(shared: Path, tmp_path: Path) -> None:
+    recorded = json.loads((shared / "golden" / "upstream_tiny_run.json").read_text())["summary"]["pruned_eval_mean"]
+    script = (
+        "import sys, torch; from pathlib import Path; from benchmarks.quality.run import run;"
+        "from benchmarks.quality.sources import tiny; from benchmarks.quality.ways import WAYS;"
+        "torch.set_flush_denormal(True); torch.set_num_threads(1); work = Path(sys.argv[2]);"
+        "source = tiny(Path(sys.argv[1]), work); seed = int(sys.argv[3]);"
+        "print(run(source, WAYS['upstream'], seed, work / str(seed), rotated='')['final'])"
+    )
+    tiny(shared, tmp_path)  # prepares the data
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(shared), str(tmp_path), str(seed)],
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for seed in (1, 2, 3)
+    ]
+    losses = [float(process.communicate(timeout=800)[0].splitlines()[-1]) for process in processes]
+    assert statistics.mean(losses) == pytest.approx(recorded["mean"], abs=0.03), losses
