@@ -29,7 +29,8 @@ class FoldedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight, rows, columns)
-        return functional.linear(x, fold(weight, rows, columns).to(x.dtype))
+        output = functional.linear(x, fold(weight, None, columns).to(x.dtype))
+        return output if rows is None else output.mul_(rows.to(x.dtype))  # a smaller tensor to scale than the weight
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -38,15 +39,21 @@ class FoldedLinear(torch.autograd.Function):
         grad_x = grad_weight = grad_rows = grad_columns = None
         with torch.autocast(x.device.type, enabled=False):
             if ctx.needs_input_grad[0]:
-                grad_x = grad @ fold(weight, rows, columns).to(grad.dtype)
+                scaled = grad if rows is None else grad * rows.to(grad.dtype)
+                grad_x = scaled @ fold(weight, None, columns).to(grad.dtype)
             grad_folded = grad.flatten(0, -2).T @ x.flatten(0, -2)
-            if ctx.needs_input_grad[1]:
-                grad_weight = fold(grad_folded, rows, columns).to(weight.dtype)
-            product = grad_folded * weight
-            if rows is not None and ctx.needs_input_grad[2]:
-                grad_rows = (product.sum(-1) if columns is None else product.to(columns.dtype) @ columns).to(rows.dtype)
-            if columns is not None and ctx.needs_input_grad[3]:
-                grad_columns = (product.sum(0) if rows is None else rows @ product.to(rows.dtype)).to(columns.dtype)
+            if any(ctx.needs_input_grad[2:]):
+                product = grad_folded * weight
+                if rows is not None and ctx.needs_input_grad[2]:
+                    grad_rows = (product.sum(-1) if columns is None else product @ columns.to(product.dtype)).to(rows)
+                if columns is not None and ctx.needs_input_grad[3]:
+                    grad_columns = (product.sum(0) if rows is None else rows.to(product.dtype) @ product).to(columns)
+            if ctx.needs_input_grad[1]:  # last, and in place: one tensor of the weight's size less
+                if rows is not None:
+                    grad_folded.mul_(rows.unsqueeze(-1))
+                if columns is not None:
+                    grad_folded.mul_(columns)
+                grad_weight = grad_folded.to(weight.dtype)
         return grad_x, grad_weight, grad_rows, grad_columns
 
 
