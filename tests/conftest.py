@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -23,3 +24,9 @@ def shared() -> Path:
     if not (folder / "golden").is_dir():
         pytest.skip(f"no folder of golden numbers beside the repository ({folder.name}/golden)")
     return folder
+
+
+def heed_signals() -> None:
+    """Undo what nohup, or a shell for its background jobs, passes on to all that they start."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)

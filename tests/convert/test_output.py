@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import convert as benchmark
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, heed_signals
 from tests.convert.checkpoints import changed
 
 # Rows one by one: slow enough to be stopped on the way.
@@ -66,6 +66,7 @@ def shearing(checkpoint: Path, out: Path, *options: str, command: str = "shear")
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_signals,
     ) as process:
         try:
             end = time.monotonic() + 120

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.conftest import REPOSITORY, heed_signals
 
 
 def start(ranks: int, out: Path, **job: Any) -> subprocess.Popen[bytes]:
@@ -25,7 +25,13 @@ def start(ranks: int, out: Path, **job: Any) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     with (out / "log").open("wb") as log:
         return subprocess.Popen(
-            command, cwd=REPOSITORY, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            cwd=REPOSITORY,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=heed_signals,
         )
 
 

@@ -22,6 +22,7 @@ from data_prep import prepare
 from data_prep.pack import SplitWriter
 from data_prep.tokenizer import Tokenizer
 from llmshearing.errors import InputError
+from tests.conftest import heed_signals
 
 SCRIPT = Path(prepare.__file__)
 OPTIONS = {"seq_len": 64, "eval_sequences": 3}
@@ -61,7 +62,9 @@ def test_a_killed_process_goes_on_where_it_was(
     command += ["--seq-len", "64", "--eval-sequences", "3", "--workers", "2"]
     finished = 0
     for interruption in (signal.SIGINT, signal.SIGKILL, signal.SIGTERM):
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        process = subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heed_signals
+        )
         finished = min(finished + generator.randint(1, 3), 11)
         while len(list(out.rglob("*.jsonl.json"))) < finished:
             assert process.poll() is None, process.communicate()[1]
