@@ -100,11 +100,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         (job,) = (job for job in jobs if job.name == options.job)
         run_job(job, sources[job.source], out)
         return
-    for name, source in sources.items():
-        folder = out / "rotated" / name
-        if not folder.is_dir():
-            rotate(source.model, folder, data=source.data)
     missing = [job for job in jobs if options.only in job.name and not (out / "runs" / f"{job.name}.json").is_file()]
+    for name in sorted({job.source for job in missing if WAYS[job.way].rotated}):
+        if not (out / "rotated" / name).is_dir():
+            rotate(sources[name].model, out / "rotated" / name, data=sources[name].data)
     with ThreadPoolExecutor(options.jobs) as pool, tqdm(total=len(missing), unit="run") as progress:
         for _ in pool.map(lambda job: _in_a_process(job, options), missing):
             progress.update()
