@@ -11,7 +11,7 @@ from composer.core import Algorithm, Event, State, get_precision_context
 from composer.loggers import Logger
 from composer.utils import dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from llmshearing.errors import InputError
@@ -155,6 +155,8 @@ class SourceDistillation(Algorithm):
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
         with torch.no_grad(), get_precision_context(state.precision, state.precision_config):
             teacher, ids = self._model(**inputs, use_cache=False).logits
+        if isinstance(self._model, FSDPModule):
+            self._model.reshard()  # a root keeps its embeddings gathered, for a backward pass that never comes
         divergence = distillation_loss(
             cast(Any, state.outputs)["logits"], teacher, ids, batch["labels"], temperature=self.temperature
         )
