@@ -74,7 +74,7 @@ format: install
 
 # Writes requirements.lock anew from setup.py; review the change.
 lock:
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--custom-compile-command "make lock" --extra dev setup.py -o requirements.lock
 
 clean:

@@ -68,6 +68,18 @@ def distillation_loss(
     return temperature**2 * divergence.sum() / counted.sum().clamp(min=1)
 
 
+def check_vocabulary(teacher: str, teacher_size: int, vocab_size: int) -> None:
+    """Check that teacher and model can have the same tokens.
+
+    Raises:
+        InputError: their vocabularies differ in size.
+    """
+    if teacher_size != vocab_size:
+        raise InputError(
+            f"The teacher '{teacher}' has {teacher_size} tokens, the model {vocab_size}: they need the same tokenizer."
+        )
+
+
 def _rest(log_probabilities: Tensor) -> Tensor:
     """The probability of all tokens but those given."""
     return (1 - log_probabilities.exp().sum(-1)).clamp(min=1e-6)
@@ -139,11 +151,7 @@ class SourceDistillation(Algorithm):
             raise InputError(f"The teacher '{self.teacher}' cannot be loaded: {error}") from error
         student = getattr(getattr(state.model, "model", None), "config", None)
         vocab_size = getattr(student, "vocab_size", model.config.vocab_size)
-        if model.config.vocab_size != vocab_size:
-            raise InputError(
-                f"The teacher '{self.teacher}' has {model.config.vocab_size} tokens, the model {vocab_size}: "
-                "they need the same tokenizer."
-            )
+        check_vocabulary(self.teacher, model.config.vocab_size, vocab_size)
         model.eval().requires_grad_(False)
         head = cast(Any, model.get_output_embeddings())
         head.__class__ = TopLogits

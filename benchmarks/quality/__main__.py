@@ -26,7 +26,7 @@ from benchmarks.quality.sources import ROOT, Source, demo, find_sources
 from benchmarks.quality.ways import WAYS
 from llmshearing.convert.rotate import rotate
 from llmshearing.errors import cli
-from llmshearing.fileio import read_json, remove, write_json
+from llmshearing.fileio import read_json, write_json
 
 BUDGETS = (125, 250, 500, 1000)
 PRUNED = "rotated-importance"  # what budgets compare with random weights
@@ -108,7 +108,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for _ in pool.map(lambda job: _in_a_process(job, options), missing):
             progress.update()
     results = [read_json(path) for job in jobs if (path := out / "runs" / f"{job.name}.json").is_file()]
-    remove(out / "results.json")
     write_json(out / "results.json", {"results": results})
     sys.stdout.write(write_report(results, sources, out) + "\n")
 

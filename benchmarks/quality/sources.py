@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -141,16 +141,11 @@ def find_sources(shared: Path | None, work: Path) -> dict[str, Source]:
     return {"demo": demo()}
 
 
-def _write_rows(folder: Path, splits: Mapping[str, Sequence[Any] | np.ndarray]) -> None:
+def _write_rows(folder: Path, splits: Mapping[str, np.ndarray]) -> None:
     """Rows of token ids as MDS folders, all or nothing."""
     with new_folder(folder) as temporary:
-        for name, rows in _sized(splits):
+        for name, rows in splits.items():
             columns = {"tokens": f"ndarray:uint16:{rows.shape[1]}"}
             with MDSWriter(out=str(temporary / name), columns=columns) as writer:
                 for row in rows:
-                    writer.write({"tokens": row})
-
-
-def _sized(splits: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
-    for name, rows in splits.items():
-        yield name, np.asarray(rows).astype(np.uint16)
+                    writer.write({"tokens": row.astype(np.uint16)})

@@ -29,7 +29,7 @@ class Way:
 
 _PAPER = {"warmup": "0.2dur"}
 _SEARCH = {"search": "1dur"}
-_IMPORTANCE = {"selection": "importance", "search": "8ba"}
+_IMPORTANCE = {"selection": "importance"}
 _RANDOM = {"selection": "random"}
 _TEACHER = {"weight": 0.5, "top_k": None, "dtype": "float32"}
 

@@ -16,6 +16,7 @@ from llmshearing.convert.folder import sheared_config
 from llmshearing.data.callback import DynamicBatchLoading
 from llmshearing.data.dataset import DynamicStreamingDataset
 from llmshearing.data.preflight import check_names
+from llmshearing.distillation import check_vocabulary
 from llmshearing.dry_run.schedule import updates_proportions
 from llmshearing.errors import InputError
 from llmshearing.models.llama import ComposerLlama
@@ -107,11 +108,7 @@ def teacher_shape(recipe: Mapping[str, Any], model: ModelShape, findings: Findin
         findings.absent.append(f"teacher '{teacher}': its memory and compute are not counted")
         return None
     shape = ModelShape.from_hf_config(AutoConfig.from_pretrained(teacher, local_files_only=True))
-    if shape.vocab_size != model.vocab_size:
-        raise InputError(
-            f"The teacher '{teacher}' has {shape.vocab_size} tokens, the model {model.vocab_size}: "
-            "they need the same tokenizer."
-        )
+    check_vocabulary(teacher, shape.vocab_size, model.vocab_size)
     return shape
 
 

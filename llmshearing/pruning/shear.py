@@ -132,7 +132,8 @@ class Shears:
         return Placement(
             name=name,
             shape=tuple(
-                size if index is None else len(index) for size, index in zip(shape, (rows, columns), strict=False)
+                size if index is None else len(index)
+                for size, index in zip(shape, (rows, columns)[: len(shape)], strict=True)
             ),
             rows=rows,
             columns=columns,

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from benchmarks.quality.__main__ import BUDGETS, all_jobs
 from benchmarks.quality.report import steps_for, write_report
@@ -17,6 +21,7 @@ from benchmarks.quality.run import run
 from benchmarks.quality.sources import Source, stories, tiny
 from benchmarks.quality.ways import WAYS
 from llmshearing.convert.rotate import rotate
+from llmshearing.shape import ModelShape
 from tests.conftest import REPOSITORY
 
 
@@ -59,11 +64,16 @@ def test_every_kind_of_way_ends_in_a_loss_of_the_target_shape(shared: Path, tmp_
         rotate(source.model, tmp_path / "rotated", data=source.data)
     measured = run(source, WAYS[way], 1, tmp_path / "run", rotated=str(tmp_path / "rotated"), steps=source.search + 20)
     assert measured["search"] + measured["training"] == source.search + 20
-    assert 1.2 < measured["final"] < 6.3  # the source's loss, and a guess among 512 tokens
-    if way != "scratch":
-        assert measured["final"] < measured["sheared"]
-        target = json.loads((tmp_path / "run" / "sheared" / "shearing.json").read_text())["target"]
-        assert {name: target[name] for name in source.target} == dict(source.target)
+    final = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "final").eval()
+    shape = ModelShape.from_hf_config(final.config)
+    assert {name: getattr(shape, name) for name in source.target} == dict(source.target)
+    rows = np.load(shared / "golden" / "stories_self" / "rows.npy")[-256:, :128]
+    held_out = torch.from_numpy(rows.astype(np.int64))
+    with torch.no_grad():
+        assert measured["final"] == pytest.approx(final(input_ids=held_out, labels=held_out).loss.item(), rel=1e-4)
+    # Training has made it better: than where shearing left it, or than a guess among all tokens.
+    before = math.log(shape.vocab_size) if way == "scratch" else measured["sheared"]
+    assert measured["final"] < before - 0.5
 
 
 @pytest.mark.slow
