@@ -53,7 +53,8 @@ def build_trainer(recipe: dict[str, Any]) -> Trainer:
         remove_unfinished_checkpoints(save_folder)
     dist.barrier()  # nobody looks for checkpoints before
     device_batch_size = _device_batch_size(recipe["global_train_batch_size"])
-    _check_init_device(recipe)
+    if problem := init_device_problem(recipe, dist.get_world_size()):
+        raise InputError(problem)
     tokenizer = load_tokenizer(recipe["tokenizer"], recipe["max_seq_len"])
     model = _build(recipe, "model", tokenizer=tokenizer)
     train_loader = _build(recipe, "train_loader", tokenizer=tokenizer, device_batch_size=device_batch_size)
@@ -122,20 +123,22 @@ def _device_batch_size(global_batch_size: int) -> int:
     return global_batch_size // world_size
 
 
-def _check_init_device(recipe: dict[str, Any]) -> None:
-    """Refuse weights on rank 0 alone where nothing hands them on; on one rank there is nobody to hand them to."""
-    if recipe["model"].get("init_device") != "mixed" or (world_size := dist.get_world_size()) == 1:
-        return
+def init_device_problem(recipe: dict[str, Any], world_size: int) -> str | None:
+    """What is wrong with weights on rank 0 alone, where nothing hands them on; ``None`` if nothing is.
+
+    On one rank there is nobody to hand them to.
+    """
+    if recipe["model"].get("init_device") != "mixed" or world_size == 1:
+        return None
     cpu = f"set model.init_device=cpu, by which each of the {world_size} ranks reads them"
     if recipe["fsdp_config"] is None:
-        raise InputError(
+        return (
             "model.init_device is 'mixed': rank 0 alone reads the weights, and without fsdp_config nothing hands them "
             f"on. Add fsdp_config, or {cpu}."
         )
     if _fsdp_version() == "1":
-        raise InputError(
-            f"model.init_device is 'mixed', which needs FSDP2, but FSDP_VERSION is 1. Unset FSDP_VERSION, or {cpu}."
-        )
+        return f"model.init_device is 'mixed', which needs FSDP2, but FSDP_VERSION is 1. Unset FSDP_VERSION, or {cpu}."
+    return None
 
 
 def _microbatch_size(size: int | str, device: str) -> int | str | None:

@@ -53,7 +53,7 @@ ORIGINAL_7B = {
         (["callbacks.dynamic_batch_loading.reference_losses={cc: 2.0}"], "reference losses lack domain 'github'"),
         (["max_seq_len=131073"], "max_seq_len is 131073, but the model has 131072 positions"),
         (["precision=amp_fp16"], "amp_fp16 would scale the masks' gradients"),
-        (["fsdp_config=null"], "one of 8 devices reads the weights, and without fsdp_config nothing hands them on"),
+        (["fsdp_config=null"], "without fsdp_config nothing hands them on.* each of the 8 ranks reads them"),
         (["fsdp_config.activation_chekpointing=true"], "Did you mean 'activation_checkpointing'"),
         (["optimizer.lr=-1"], "-1"),
     ],

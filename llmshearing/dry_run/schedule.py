@@ -8,6 +8,7 @@ from typing import Any
 from composer.core import Time, TimeUnit
 
 from llmshearing.errors import InputError
+from llmshearing.train import init_device_problem
 
 
 def batches(time: str | int, recipe: dict[str, Any], key: str) -> float:
@@ -60,11 +61,8 @@ def problems(recipe: dict[str, Any], *, num_devices: int) -> Iterator[str]:
         yield from _round_problems(recipe, duration)
     if recipe["precision"] == "amp_fp16" and pruning is not None:
         yield "precision amp_fp16 would scale the masks' gradients: use amp_bf16."
-    if recipe["model"].get("init_device") == "mixed" and recipe["fsdp_config"] is None and num_devices > 1:
-        yield (
-            f"model.init_device is mixed: one of {num_devices} devices reads the weights, and without fsdp_config "
-            "nothing hands them on. Add fsdp_config, or set model.init_device to cpu."
-        )
+    if problem := init_device_problem(recipe, num_devices):
+        yield problem
 
 
 def _pruning_problems(pruning: dict[str, Any], recipe: dict[str, Any], duration: float) -> Iterator[str]:

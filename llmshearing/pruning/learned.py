@@ -46,6 +46,7 @@ class LearnedMasks:
     ) -> None:
         self.groups = {group.dimension: group for group in groups}
         self.warmup_steps, self.compat, self.seed, self.lr = warmup_steps, compat, seed, lr
+        self.decided = False  # whether `decide` was called; kept here, since asking log_alpha would wait for the device
         self.log_alpha = {
             name: torch.full(group.shape, hard_concrete.LOG_ALPHA_MAX, device=device, requires_grad=True)
             for name, group in self.groups.items()
@@ -127,11 +128,6 @@ class LearnedMasks:
                 log_alpha.clamp_(hard_concrete.LOG_ALPHA_MIN, hard_concrete.LOG_ALPHA_MAX)
         return lagrangian.detach()
 
-    @property
-    def decided(self) -> bool:
-        """Whether :meth:`decide` has been called, also before a restart."""
-        return all(bool(log_alpha.isinf().all()) for log_alpha in self.log_alpha.values())
-
     @torch.no_grad()
     def decide(self, scores: Mapping[str, Tensor] | None = None) -> None:
         """End the choice: the target's number of units get masks of one for good, the others zero.
@@ -145,6 +141,7 @@ class LearnedMasks:
             score = log_alpha if scores is None else scores[name].to(log_alpha.device)
             kept = hard_concrete.deterministic(score, self.groups[name].num_kept) > 0
             log_alpha.copy_(torch.where(kept, torch.inf, -torch.inf))
+        self.decided = True
 
     def settled(self, step: int) -> bool:
         """Whether the constraint has asked for the full target long enough that sizes should be near it."""
@@ -186,3 +183,4 @@ class LearnedMasks:
             self.multipliers[name].lam.copy_(state["lambda"][name])
             self.multipliers[name].phi.copy_(state["phi"][name])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.decided = all(bool(log_alpha.isinf().all()) for log_alpha in self.log_alpha.values())

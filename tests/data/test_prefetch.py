@@ -60,5 +60,9 @@ def test_leaves_a_missing_shard_to_the_reader(data: Path, dataset: ShardedDatase
         wait_for(dataset, {0, 2})
     finally:
         (tmp_path / "away").rename(data / "code" / "shard.00001.mds")
-    assert dataset.get_item(16)["tokens"][:3].tolist() == [0, 0, 16]  # domain and number, from the shard that is back
+    assert dataset.get_item(16)["input_ids"][:3].tolist() == [
+        0,
+        0,
+        16,
+    ]  # domain and number, from the shard that is back
     prefetcher.stop()
