@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from composer import Trainer
 from composer.algorithms import GradientClipping
 from composer.core import Algorithm
 from composer.optim import CosineAnnealingWithWarmupScheduler, DecoupledAdamW
+from torch import Tensor
 from transformers import AutoConfig
 
 from benchmarks.quality.sources import Source
@@ -44,17 +46,23 @@ def run(source: Source, way: Way, seed: int, folder: Path, *, rotated: str, step
         and ``final``; batches of ``search`` and ``training``; ``seconds``.
     """
     begin, steps = time.perf_counter(), source.steps if steps is None else steps
-    sheared, record, left = None, None, steps
+    sheared, record, batches, left = None, None, 0, steps
     if way.pruning is None:
         model = ComposerLlama(config=_target_config(source))
     else:
-        named = {"all": steps, "search": source.search}
+        named = {"all": steps, "third": steps // 3, "search": source.search, "extra": steps // 2}
         batches = way.stage if isinstance(way.stage, int) else named[way.stage]
-        model = ComposerLlama(pretrained=rotated if way.rotated else source.model)
-        pruning = TargetedPruning(source.target, seed=seed, **way.pruning)
-        _train(source, way, model, batches, seed, folder / "prune", pruning=pruning)
+        pretrained = rotated if way.rotated else source.model
+        pruning, start = TargetedPruning(source.target, seed=seed, **way.pruning), None
+        if way.start:
+            importance = TargetedPruning(source.target, selection="importance", search=f"{way.start}ba")
+            model = ComposerLlama(pretrained=pretrained)
+            _train(source, way, model, way.start, seed, folder / "start", pruning=importance)
+            start = importance.masks.final()
+        model = ComposerLlama(pretrained=pretrained)
+        _train(source, way, model, batches - way.start, seed, folder / "prune", pruning=pruning, start=start)
         shear(folder / "prune" / "latest-rank0.pt", folder / "sheared")
-        sheared, left = _loss(source, folder / "sheared"), steps - batches
+        sheared, left = _loss(source, folder / "sheared"), steps if way.stage == "extra" else steps - batches
         record = str(folder / "sheared" / "shearing.json")
         model = ComposerLlama(pretrained=str(folder / "sheared")) if left else model
     final = sheared
@@ -63,7 +71,7 @@ def run(source: Source, way: Way, seed: int, folder: Path, *, rotated: str, step
         export(folder / "train" / "latest-rank0.pt", folder / "final")
         final = _loss(source, folder / "final")
     seconds = time.perf_counter() - begin
-    return {"sheared": sheared, "final": final, "search": steps - left, "training": left, "seconds": seconds}
+    return {"sheared": sheared, "final": final, "search": batches, "training": left, "seconds": seconds}
 
 
 def _train(
@@ -75,9 +83,13 @@ def _train(
     checkpoints: Path,
     *,
     pruning: TargetedPruning | None = None,
+    start: Mapping[str, Tensor] | None = None,
     record: str | None = None,
 ) -> None:
-    """Train ``model`` for ``steps`` batches; ``record`` says what mix and samples to go on from."""
+    """Train ``model`` for ``steps`` batches; ``record`` says what mix and samples to go on from.
+
+    Units that are zero in ``start`` begin as undecided.
+    """
     torch.manual_seed(seed)
     domains = source.domains
     even = dict.fromkeys(domains, 1 / len(domains))
@@ -116,8 +128,15 @@ def _train(
         device="cpu",
         progress_bar=False,
     )
+    for name, chosen in (start or {}).items():
+        cast(TargetedPruning, pruning).masks.log_alpha[name].data[chosen == 0] = 0.0
+    untrained = {name: weight.clone() for name, weight in model.state_dict().items()} if way.untrained else None
     try:
         trainer.fit()
+        if pruning is not None and untrained is not None:
+            pruning.masks.decide()
+            model.load_state_dict(untrained)
+            trainer.save_checkpoint(str(checkpoints / "latest-rank0.pt"))
     finally:
         trainer.close()
 

@@ -14,8 +14,10 @@ class Way:
     Args:
         title: for tables.
         pruning: settings of ``TargetedPruning``. ``None``: no pruning, random weights.
-        stage: batches of the pruning run: ``'all'``, ``'search'`` (the source's), or a number. The sheared model is
-            trained for those that are left.
+        stage: batches of the pruning run: a number, ``'all'``, a ``'third'`` of all, ``'search'`` (the source's), or
+            ``'extra'``, half as many as all and on top of them. The sheared model is trained for those that are left.
+        start: batches of choosing units by importance that come first; masks are then learned from that choice.
+        untrained: what is sheared are the source's own weights, whatever the pruning run made of them.
         rotated: prune the source after ``convert rotate``.
         distillation: settings of ``SourceDistillation`` in all training of weights. ``None``: none.
     """
@@ -23,6 +25,8 @@ class Way:
     title: str
     pruning: Mapping[str, Any] | None
     stage: str | int = "all"
+    start: int = 0
+    untrained: bool = False
     rotated: bool = False
     distillation: Mapping[str, Any] | None = None
 
@@ -37,6 +41,10 @@ WAYS = {
     "scratch": Way("target shape from random weights", None),
     "upstream": Way("learned, the original's constraint", {**_PAPER, "compat": "upstream", "lr_schedule": "follow"}),
     "paper": Way("learned, the paper's schedule", _PAPER),
+    "third": Way("learned for a third, then trained on", _PAPER, "third"),
+    "start": Way("importance, then learned from there", _PAPER, start=8),
+    "moving-search": Way("learned in a search on moving weights, source's weights", _PAPER, "search", untrained=True),
+    "extra-search": Way("the same, in a longer search that is not counted", _PAPER, "extra", untrained=True),
     "search": Way("learned in a search on still weights", _SEARCH, "search"),
     "random": Way("random units", _RANDOM, 1),
     "importance": Way("importance", _IMPORTANCE, 8),

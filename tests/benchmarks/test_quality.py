@@ -7,12 +7,14 @@ import math
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from benchmarks.quality.__main__ import BUDGETS, all_jobs
@@ -74,6 +76,30 @@ def test_every_kind_of_way_ends_in_a_loss_of_the_target_shape(shared: Path, tmp_
     # Training has made it better: than where shearing left it, or than a guess among all tokens.
     before = math.log(shape.vocab_size) if way == "scratch" else measured["sheared"]
     assert measured["final"] < before - 0.5
+
+
+@pytest.mark.slow
+def test_a_search_on_moving_weights_shears_those_of_the_source(shared: Path, tmp_path: Path) -> None:
+    source = replace(stories(shared, tmp_path), search=10)
+    run(source, WAYS["moving-search"], 1, tmp_path / "run", rotated="", steps=20)
+    folders = {"sheared": tmp_path / "run" / "sheared", "source": Path(source.model)}
+    weights = {name: load_file(folder / "model.safetensors") for name, folder in folders.items()}
+    name = "model.layers.0.mlp.gate_proj.weight"
+    assert weights["sheared"][name].shape == (source.target["intermediate_size"], source.target["hidden_size"])
+    assert torch.isin(weights["sheared"][name], weights["source"][name]).all()
+
+
+@pytest.mark.slow
+def test_learning_from_importance_begins_with_its_choice(shared: Path, tmp_path: Path) -> None:
+    source = stories(shared, tmp_path)
+    run(source, WAYS["start"], 1, tmp_path / "run", rotated="", steps=9)  # too few to leave what importance chose
+    masks = {}
+    for stage in ("start", "prune"):
+        saved = torch.load(tmp_path / "run" / stage / "latest-rank0.pt", weights_only=False)
+        masks[stage] = dict(saved["state"]["algorithms"])["TargetedPruning"]["masks"]["log_alpha"]
+    for name, chosen in masks["start"].items():
+        learned = masks["prune"][name]
+        assert learned[chosen > 0].min() > learned[chosen < 0].max(), name
 
 
 @pytest.mark.slow
