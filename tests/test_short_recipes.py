@@ -1,0 +1,106 @@
+"""The recipes for short budgets, by the commands in their heads, with a tiny model on two FSDP ranks."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from llmshearing.dry_run import estimates
+from llmshearing.shape import ModelShape
+from tests.conftest import REPOSITORY
+from tests.dry_runs import recipe_of
+from tests.small_recipes import TARGET, make_model_and_text, run_command, write_recipe
+
+NAME = "llama2-7b-to-2.7b-short"
+# What stands in the recipes -> what does on a small machine.
+SMALLER = {
+    "CORPUS": "corpus",
+    "data/redpajama-llama2": "data/mine",
+    "meta-llama/Llama-2-7b-hf": "model",
+    "--seq-len 4096": "--seq-len 64",
+    "--eval-sequences 500": "--eval-sequences 4 --workers 1",
+    "composer -n 8": "composer -n 2",
+    f"yamls/prune/{NAME}.yaml": "my/prune.yaml",
+    f"yamls/continue/{NAME}.yaml": "my/continue.yaml",
+}
+
+
+def commands() -> list[list[str]]:
+    """Those of both recipes' heads in the order to run them."""
+    found = {}
+    for stage in ("prune", "continue"):
+        head = (REPOSITORY / "yamls" / stage / f"{NAME}.yaml").read_text().split("\n\n")[0].replace("\\\n#", "")
+        for written, smaller in SMALLER.items():
+            head = head.replace(written, smaller)
+        found[stage] = [shlex.split(line) for line in re.findall(r"^# +((?:python|composer) .*)$", head, re.MULTILINE)]
+    (train, prepare, rotate, shear), (train_on, export) = found["prune"], found["continue"]
+    return [prepare, rotate, train, shear, train_on, export]
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_the_short_recipes_end_in_a_distilled_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    expected = make_model_and_text("llama2")
+    write_recipe(
+        "prune",
+        NAME,
+        {
+            "model.expected_config": expected,
+            "train_loader.dataset.proportions": {"code": 0.5, "manual": 0.5},
+            "algorithms.targeted_pruning.target": TARGET,
+            "algorithms.targeted_pruning.search": "4ba",
+            "callbacks.dynamic_batch_loading.reference_losses": {"code": 2.0, "manual": 2.0},
+        },
+    )
+    write_recipe(
+        "continue",
+        NAME,
+        {
+            "model.expected_config": {**expected, **TARGET, "num_key_value_heads": TARGET["num_attention_heads"]},
+            "scheduler.t_warmup": "1ba",
+            "algorithms.source_distillation.teacher": "model",
+            "callbacks.dynamic_batch_loading.reference_losses": {"code": 2.0, "manual": 2.0},
+        },
+    )
+    for command in commands():
+        run_command(command)
+    run = Path("runs") / NAME
+    rotated = load_file(run / "rotated" / "model.safetensors")
+    sheared = load_file(run / "sheared" / "model.safetensors")
+    name = "model.embed_tokens.weight"
+    assert torch.isin(sheared[name], rotated[name]).all()  # the search has trained no weight
+    lines = [json.loads(line) for line in (run / "continue" / "metrics.jsonl").read_text().splitlines()]
+    divergences = [line["distillation/divergence"] for line in lines if "distillation/divergence" in line]
+    assert len(divergences) == 4
+    assert all(divergence > 0 for divergence in divergences)
+    final = AutoModelForCausalLM.from_pretrained(run / "final")
+    assert {key: getattr(final.config, key) for key in TARGET} == TARGET
+
+
+def test_the_readme_says_what_the_short_recipes_take() -> None:
+    """The dry run counts a teacher only where it is; here its shape is that of the recipe that prunes it."""
+    prune, after = recipe_of("prune", NAME), recipe_of("continue", NAME)
+    teacher, student = (
+        ModelShape.from_hf_config(AutoConfig.for_model(**recipe["model"]["expected_config"]))
+        for recipe in (prune, after)
+    )
+    length = after["max_seq_len"]
+    tokens = int(after["max_duration"].removesuffix("ba")) * after["global_train_batch_size"] * length
+    hours = {
+        "training": tokens * estimates.training_flops(student, seq_len=length, checkpointing=True) / 150e12 / 3600,
+        "teacher": tokens * estimates.forward_flops(teacher, seq_len=length) / 150e12 / 3600,
+    }
+    sentence = " ".join((REPOSITORY / "README.md").read_text(encoding="utf-8").split())
+    found = re.search(rf"`{NAME}`[^.]*?(\S+) GPU-hours of training and (\S+) of its teacher", sentence)
+    assert found is not None
+    assert [float(number) for number in found.groups()] == pytest.approx(
+        [hours["training"], hours["teacher"]], rel=0.02
+    )
