@@ -8,18 +8,12 @@ each). Float32 on the CPU.
 from __future__ import annotations
 
 import argparse
-import gc
-import multiprocessing
-import os
-import re
-import statistics
 import time
-from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.steps import Step, compare, peak_memory
 from llmshearing.pruning.learned import LearnedMasks
 from llmshearing.pruning.masked import MaskedModel
 from llmshearing.pruning.target import resolve_target, unit_groups
@@ -27,13 +21,12 @@ from llmshearing.shape import ModelShape
 
 # name -> hidden size, layers, vocabulary, sequences, tokens per sequence
 SIZES = {"d256 L8 V4096": (256, 8, 4096, 4, 256), "d512 L8 V8192": (512, 8, 8192, 2, 256)}
-_SMALL = (128, 2, 64, 1, 16)
-_PEAK = re.compile(r"VmHWM:\s+(\d+) kB")
+_SMALL = {"small": (128, 2, 64, 1, 16)}
 
 
-def make_step(size: str, *, masked: bool) -> Callable[[], float]:
-    """A function that runs one whole training step and returns its seconds."""
-    hidden, layers, vocabulary, sequences, length = SIZES.get(size, _SMALL)
+def make_step(size: str, masked: bool) -> Step:
+    """A whole training step."""
+    hidden, layers, vocabulary, sequences, length = {**SIZES, **_SMALL}[size]
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=hidden,
@@ -76,56 +69,16 @@ def make_step(size: str, *, masked: bool) -> Callable[[], float]:
     return step
 
 
-def compare(size: str, *, steps: int) -> tuple[float, float, float]:
-    """Medians of plain and masked seconds, and of the ratio of neighbouring steps."""
-    plain, masked = make_step(size, masked=False), make_step(size, masked=True)
-    for _ in range(3):
-        plain(), masked()
-    pairs = []
-    for number in range(steps):  # each comes first in turn
-        if number % 2:
-            later = masked()
-            pairs.append((plain(), later))
-        else:
-            pairs.append((plain(), masked()))
-    first, second = zip(*pairs, strict=True)
-    return statistics.median(first), statistics.median(second), statistics.median(b / a for a, b in pairs)
-
-
-def peak_so_far() -> float:
-    """Megabytes that this process has had resident at most; unlike ru_maxrss nothing of the one that started it."""
-    found = _PEAK.search(Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) / 1024
-
-
-def peak_memory(size: str, masked: bool) -> float:
-    """Peak megabytes of a few steps above what was in use before; call in a process of its own."""
-    torch.set_flush_denormal(True)
-    make_step("small", masked=True)()  # what libraries load on first use is nobody's cost
-    gc.collect()
-    before = peak_so_far()
-    step = make_step(size, masked=masked)
-    for _ in range(4):
-        step()
-    return peak_so_far() - before
-
-
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pruning_step", description=__doc__)
     parser.add_argument("--steps", type=int, default=30, help="pairs of steps per size (default: 30)")
     arguments = parser.parse_args()
     torch.set_flush_denormal(True)
-    context = multiprocessing.get_context("spawn")
     print(f"{'size':16}{'plain s':>10}{'masked s':>10}{'ratio':>8}{'plain MB':>10}{'masked MB':>11}{'ratio':>8}")
     for size in SIZES:
-        plain, masked, ratio = compare(size, steps=arguments.steps)
-        memory = []
-        os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # freed tensors leave at once: residency is what is in use
-        for with_masks in (False, True):
-            with context.Pool(1) as pool:
-                memory.append(pool.apply(peak_memory, (size, with_masks)))
+        plain, masked, ratio = compare(make_step(size, False), make_step(size, True), pairs=arguments.steps)
+        memory = [peak_memory(make_step, "small", size, with_masks) for with_masks in (False, True)]
         print(
             f"{size:16}{plain:10.4f}{masked:10.4f}{ratio:8.3f}{memory[0]:10.0f}{memory[1]:11.0f}"
             f"{memory[1] / memory[0]:8.3f}",

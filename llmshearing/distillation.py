@@ -42,6 +42,14 @@ class TopLogits(nn.Linear):
         return values, ids
 
 
+def make_teacher(model: PreTrainedModel, *, top_k: int | None, temperature: float) -> None:
+    """Freeze a causal LM whose ``logits`` become what :class:`TopLogits` gives; ``top_k`` of ``None`` is all tokens."""
+    model.eval().requires_grad_(False)
+    head = cast(Any, model.get_output_embeddings())
+    head.__class__ = TopLogits
+    head.top_k, head.temperature = min(top_k or head.out_features, head.out_features), temperature
+
+
 def distillation_loss(
     logits: Tensor, teacher: Tensor, ids: Tensor, labels: Tensor, *, temperature: float = 1.0
 ) -> Tensor:
@@ -152,10 +160,7 @@ class SourceDistillation(Algorithm):
         student = getattr(getattr(state.model, "model", None), "config", None)
         vocab_size = getattr(student, "vocab_size", model.config.vocab_size)
         check_vocabulary(self.teacher, model.config.vocab_size, vocab_size)
-        model.eval().requires_grad_(False)
-        head = cast(Any, model.get_output_embeddings())
-        head.__class__ = TopLogits
-        head.top_k, head.temperature = min(self.top_k or vocab_size, vocab_size), self.temperature
+        make_teacher(model, top_k=self.top_k, temperature=self.temperature)
         self._model = _place(model, state)
 
     def _add(self, state: State) -> None:

@@ -98,13 +98,14 @@ def picture(curve: Results) -> Figure:
     """Loss over budget for both starts, every seed a point."""
     figure = Figure(figsize=(5, 3.5))
     axes = figure.subplots()
-    for way, budgets in _by_budget(curve).items():
-        steps = sorted(budgets)
-        (line,) = axes.plot(steps, [statistics.mean(budgets[step]) for step in steps], label=WAYS[way].title)
-        for step in steps:
-            axes.plot([step] * len(budgets[step]), budgets[step], ".", color=line.get_color())
+    for way, losses in _by_budget(curve).items():
+        means = sorted((steps, statistics.mean(values)) for steps, values in losses.items())
+        (line,) = axes.plot(*zip(*means, strict=True), label=WAYS[way].title)
+        for steps, values in losses.items():
+            axes.plot([steps] * len(values), values, ".", color=line.get_color())
+    budgets = sorted({run["job"]["steps"] for run in curve})
     axes.set_xscale("log")
-    axes.set_xticks(steps, [str(step) for step in steps])
+    axes.set_xticks(budgets, [str(steps) for steps in budgets])
     axes.minorticks_off()
     axes.set_xlabel("training steps in all")
     axes.set_ylabel("eval loss, nats per token")

@@ -48,7 +48,6 @@ WAYS = {
     "search": Way("learned in a search on still weights", _SEARCH, "search"),
     "random": Way("random units", _RANDOM, 1),
     "importance": Way("importance", _IMPORTANCE, 8),
-    "rotated-paper": Way("rotated; learned, the paper's schedule", _PAPER, rotated=True),
     "rotated-search": Way("rotated; learned in a search on still weights", _SEARCH, "search", rotated=True),
     "rotated-importance": Way("rotated; importance", _IMPORTANCE, 8, rotated=True),
     "importance-distilled": Way("importance; distilled", _IMPORTANCE, 8, distillation=_TEACHER),

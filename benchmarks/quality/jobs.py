@@ -1,0 +1,82 @@
+"""The runs of the comparison, each in a process of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.quality.run import run
+from benchmarks.quality.sources import Source
+from benchmarks.quality.ways import WAYS
+from llmshearing.fileio import write_json
+
+PRUNED = "rotated-importance"  # what budgets compare with random weights, which take longer
+BUDGETS = {"scratch": (100, 200, 400, 800), PRUNED: (100, 200, 400)}
+MIX_BUDGET = 400
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: a source, a way, a seed, and what differs from the source's own settings."""
+
+    source: str
+    way: str
+    seed: int
+    steps: int | None = None
+    mix: str = "dynamic"
+
+    @property
+    def name(self) -> str:
+        """Of its result file."""
+        steps = f"-{self.steps}" if self.steps else ""
+        return f"{self.source}{steps}-{self.mix}-{self.way}-{self.seed}"
+
+
+def all_jobs(sources: Sequence[str], seeds: Sequence[int]) -> list[Job]:
+    """What has to run, the seeds' first ones first."""
+    jobs = []
+    for seed in seeds:
+        jobs += [Job(source, way, seed) for source in sources for way in WAYS]
+        jobs += [Job("demo", way, seed, steps, "constant") for way, budgets in BUDGETS.items() for steps in budgets]
+        jobs.append(Job("demo", PRUNED, seed, MIX_BUDGET, "dynamic"))
+    return jobs
+
+
+def run_job(job: Job, source: Source, out: Path) -> None:
+    """Run one job and write its result; what is printed goes to its log. Call in a process of its own."""
+    log = out / "logs" / f"{job.name}.txt"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    torch.set_flush_denormal(True)
+    torch.set_num_threads(1)
+    if job.mix == "constant":
+        source = replace(source, references=None)
+    with tempfile.TemporaryDirectory(prefix=f"{job.name}-") as folder:
+        rotated = str(out / "rotated" / source.name)
+        result = run(source, WAYS[job.way], job.seed, Path(folder), rotated=rotated, steps=job.steps)
+    write_json(out / "runs" / f"{job.name}.json", {"job": vars(job), **result})
+
+
+def run_all(jobs: Sequence[Job], sources: Mapping[str, Source], out: Path, *, at_once: int) -> None:
+    """Run jobs in processes of their own, which one that has imported everything forks: that takes seconds per run."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    with ProcessPoolExecutor(at_once, context, max_tasks_per_child=1) as pool:
+        futures = {pool.submit(run_job, job, sources[job.source], out): job for job in jobs}
+        try:
+            for future in tqdm(as_completed(futures), total=len(futures), unit="run"):
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
