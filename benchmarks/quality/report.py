@@ -60,11 +60,14 @@ def compare_budgets(curve: Results) -> str:
         "| steps | random weights | pruned | random weights need, for the pruned one's loss |",
         "|---|---|---|---|",
     ]
-    (pruned,) = (way for way in losses if way != "scratch")
-    for steps, values in sorted(losses[pruned].items()):
-        needed = steps_for(scratch, statistics.mean(values))
-        ratio = "more than any budget here" if needed is None else f"{needed / steps:.1f} times the steps"
-        lines.append(f"| {steps} | {spread(losses['scratch'][steps])} | {spread(values)} | {ratio} |")
+    (pruned,) = (losses[way] for way in losses if way != "scratch")
+    for steps, values in sorted(losses["scratch"].items()):
+        if steps in pruned:
+            needed = steps_for(scratch, statistics.mean(pruned[steps]))
+            ratio = "more than any budget here" if needed is None else f"{needed / steps:.1f} times the steps"
+            lines.append(f"| {steps} | {spread(values)} | {spread(pruned[steps])} | {ratio} |")
+        else:
+            lines.append(f"| {steps} | {spread(values)} | | |")
     return "\n".join(lines)
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from benchmarks.quality.jobs import BUDGETS, all_jobs
-from benchmarks.quality.report import steps_for, write_report
+from benchmarks.quality.report import compare_budgets, compare_mixes, compare_ways, steps_for, write_report
 from benchmarks.quality.run import run
 from benchmarks.quality.sources import Source, stories, tiny
 from benchmarks.quality.ways import WAYS
@@ -38,12 +38,27 @@ def test_report_gives_means_deviations_and_the_worth_of_a_pruned_start(tmp_path:
     for steps in (100, 400):
         results.append(result("scratch", 1, 6 - steps / 100, steps=steps, mix="constant"))
         results.append(result("rotated-importance", 1, 3.5 - steps / 400, steps=steps, mix="constant"))
+    results.append(result("scratch", 1, 1.5, steps=800, mix="constant"))
     text = write_report(results, {"demo": source}, tmp_path)
     assert "| random units | 8 + 92 | 6.000 (0.000) | 4.500 (0.707) | 2 |" in text
     assert "| 100 | 5.000 | 3.250 | 2.2 times the steps |" in text  # 4 ** (7 / 12): 3.25 is 7/12 of the way from 5 to 2
-    assert "| 400 | 2.000 | 2.500 | 0.8 times the steps |" in text
+    assert "| 400 | 2.000 | 2.500 | 0.8 times the steps |\n| 800 | 1.500 | | |" in text
     assert (tmp_path / "results.md").read_text() == text + "\n"
     assert (tmp_path / "results.png").stat().st_size > 10_000
+
+
+def test_the_published_tables_are_those_of_the_published_runs() -> None:
+    results = json.loads((REPOSITORY / "docs" / "results.json").read_text())["results"]
+    settings = {"tiny": ("far from converged", 300), "stories": ("converged", 600)}
+    published = (REPOSITORY / "docs" / "results.md").read_text()
+    for name, (title, steps) in settings.items():
+        source = Source(name, title, "", Path(), {}, steps, 16, 1e-3, 0, 0)
+        table = compare_ways(results, source)
+        assert table in published
+        assert table.count("\n| ") == len(WAYS) + 1, "a way has not been run"
+    curve = [run for run in results if run["job"]["mix"] == "constant"]
+    assert compare_budgets(curve) in published
+    assert compare_mixes(results) in published
 
 
 def test_steps_for_a_loss_lie_between_neighbours_in_the_logarithm() -> None:
