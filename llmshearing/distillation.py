@@ -65,14 +65,16 @@ def distillation_loss(
         labels: ``(batch, length)``; position i predicts label i + 1, -100 is not counted.
         temperature: ``T``.
     """
-    counted = labels[:, 1:] != -100
-    student = logits[:, :-1][counted].float() / temperature
-    teacher, ids = teacher[:, :-1][counted], ids[:, :-1][counted]
+    student = logits.float()
+    if temperature != 1:  # spares a copy of all logits
+        student = student / temperature
     student = student.gather(-1, ids) - student.logsumexp(-1, keepdim=True)
     divergence = (teacher.exp() * (teacher - student)).sum(-1)
     if ids.shape[-1] < logits.shape[-1]:
         rest_teacher, rest_student = _rest(teacher), _rest(student)
         divergence = divergence + rest_teacher * (rest_teacher.log() - rest_student.log())
+    counted = labels[:, 1:] != -100
+    divergence = torch.where(counted, divergence[:, :-1], 0)  # last: to choose among the logits would copy them
     return temperature**2 * divergence.sum() / counted.sum().clamp(min=1)
 
 
