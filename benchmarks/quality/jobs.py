@@ -68,15 +68,18 @@ def run_job(job: Job, source: Source, out: Path) -> None:
 
 
 def run_all(jobs: Sequence[Job], sources: Mapping[str, Source], out: Path, *, at_once: int) -> None:
-    """Run jobs in processes of their own, which one that has imported everything forks: that takes seconds per run."""
+    """Run jobs in processes of their own, which one that has imported everything forks: that saves seconds per run.
+
+    Raises:
+        RuntimeError: a run failed; those that had begun have gone on to their ends.
+    """
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     with ProcessPoolExecutor(at_once, context, max_tasks_per_child=1) as pool:
-        futures = {pool.submit(run_job, job, sources[job.source], out): job for job in jobs}
-        try:
-            for future in tqdm(as_completed(futures), total=len(futures), unit="run"):
-                future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        futures = {pool.submit(run_job, job, sources[job.source], out): job.name for job in jobs}
+        for future in tqdm(as_completed(futures), total=len(futures), unit="run"):
+            if error := future.exception():
+                pool.shutdown(wait=False, cancel_futures=True)
+                log = out / "logs" / f"{futures[future]}.txt"
+                raise RuntimeError(f"The run '{futures[future]}' failed; what it printed is in '{log}'.") from error

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from benchmarks.quality.jobs import BUDGETS, all_jobs
+from benchmarks.quality.jobs import BUDGETS, Job, all_jobs, run_all
 from benchmarks.quality.report import compare_budgets, compare_mixes, compare_ways, steps_for, write_report
 from benchmarks.quality.run import run
 from benchmarks.quality.sources import Source, stories, tiny
@@ -91,6 +91,19 @@ def test_every_kind_of_way_ends_in_a_loss_of_the_target_shape(shared: Path, tmp_
     # Training has made it better: than where shearing left it, or than a guess among all tokens.
     before = math.log(shape.vocab_size) if way == "scratch" else measured["sheared"]
     assert measured["final"] < before - 0.5
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_is_named_and_those_that_ended_are_kept(shared: Path, tmp_path: Path) -> None:
+    source = stories(shared, tmp_path)
+    sources = {"stories": source, "lost": replace(source, name="lost", model=str(tmp_path / "nowhere"))}
+    jobs = [Job("stories", "random", 1, 12), Job("lost", "random", 2, 12)]
+    with pytest.raises(RuntimeError, match="'lost-12-dynamic-random-2' failed"):
+        run_all(jobs, sources, tmp_path, at_once=1)
+    kept = json.loads((tmp_path / "runs" / "stories-12-dynamic-random-1.json").read_text())
+    assert kept["job"] == vars(jobs[0])
+    assert kept["final"] < kept["sheared"]
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["stories-12-dynamic-random-1.json"]
 
 
 @pytest.mark.slow
