@@ -8,40 +8,29 @@ twice the student's size in every dimension. Float32 on the CPU.
 from __future__ import annotations
 
 import argparse
-import time
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.steps import Step, compare, peak_memory
+from benchmarks.steps import SMALL, Step, compare, llama_config, peak_memory
 from llmshearing.distillation import distillation_loss, make_teacher
 from llmshearing.dry_run.estimates import forward_flops, training_flops
 from llmshearing.shape import ModelShape
 
 # name -> the teacher's hidden size, layers, vocabulary, sequences, tokens per sequence
 SIZES = {"d256 L8 V4096": (256, 8, 4096, 4, 256), "d256 L8 V32000": (256, 8, 32000, 2, 512)}
-_SMALL = {"small": (128, 2, 64, 1, 16)}
 PLAIN = 0  # tokens compared where there is no teacher
 
 
 def config(size: str, *, share: int) -> LlamaConfig:
     """Of the teacher at ``share`` 1, of the student at 2."""
-    hidden, layers, vocabulary, _, length = {**SIZES, **_SMALL}[size]
-    return LlamaConfig(
-        hidden_size=hidden // share,
-        num_hidden_layers=layers // share,
-        vocab_size=vocabulary,
-        num_attention_heads=hidden // 32 // share,
-        num_key_value_heads=hidden // 64 // share,
-        intermediate_size=hidden * 11 // 4 // share,
-        max_position_embeddings=length,
-        use_cache=False,
-    )
+    hidden, layers, vocabulary, _, length = {**SIZES, **SMALL}[size]
+    return llama_config(hidden // share, layers // share, vocabulary, length)
 
 
 def make_step(size: str, top_k: int | None) -> Step:
     """A whole training step of the student."""
-    _, _, vocabulary, sequences, length = {**SIZES, **_SMALL}[size]
+    _, _, vocabulary, sequences, length = {**SIZES, **SMALL}[size]
     torch.manual_seed(0)
     student = LlamaForCausalLM(config(size, share=2))
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
@@ -50,8 +39,7 @@ def make_step(size: str, top_k: int | None) -> Step:
         teacher = LlamaForCausalLM(config(size, share=1))
         make_teacher(teacher, top_k=top_k, temperature=1.0)
 
-    def step() -> float:
-        begin = time.perf_counter()
+    def step() -> None:
         outputs = student(input_ids=ids, labels=ids)
         loss = outputs.loss
         if top_k != PLAIN:
@@ -61,7 +49,6 @@ def make_step(size: str, top_k: int | None) -> Step:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        return time.perf_counter() - begin
 
     return step
 
@@ -76,13 +63,11 @@ def main() -> None:
     print(f"{'size':16}{'top_k':>8}" + "".join(f"{column:>12}" for column in columns))
     for size, (*_, length) in SIZES.items():
         teacher, student = (ModelShape.from_hf_config(config(size, share=share)) for share in (1, 2))
-        forward, training = (
-            forward_flops(teacher, seq_len=length),
-            training_flops(student, seq_len=length, checkpointing=False),
-        )
+        forward = forward_flops(teacher, seq_len=length)
+        training = training_flops(student, seq_len=length, checkpointing=False)
         for top_k in (64, None):
             plain, taught, ratio = compare(make_step(size, PLAIN), make_step(size, top_k), pairs=arguments.steps)
-            without, with_teacher = (peak_memory(make_step, "small", size, compared) for compared in (PLAIN, top_k))
+            without, with_teacher = (peak_memory(make_step, size, compared) for compared in (PLAIN, top_k))
             print(
                 f"{size:16}{top_k or 'all':>8}{plain:12.4f}{taught:12.4f}{ratio:12.2f}{1 + forward / training:12.2f}"
                 f"{without:12.0f}{4 * teacher.num_parameters() / 2**20:12.0f}{with_teacher:12.0f}",

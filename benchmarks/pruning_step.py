@@ -8,12 +8,11 @@ each). Float32 on the CPU.
 from __future__ import annotations
 
 import argparse
-import time
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
-from benchmarks.steps import Step, compare, peak_memory
+from benchmarks.steps import SMALL, Step, compare, llama_config, peak_memory
 from llmshearing.pruning.learned import LearnedMasks
 from llmshearing.pruning.masked import MaskedModel
 from llmshearing.pruning.target import resolve_target, unit_groups
@@ -21,22 +20,13 @@ from llmshearing.shape import ModelShape
 
 # name -> hidden size, layers, vocabulary, sequences, tokens per sequence
 SIZES = {"d256 L8 V4096": (256, 8, 4096, 4, 256), "d512 L8 V8192": (512, 8, 8192, 2, 256)}
-_SMALL = {"small": (128, 2, 64, 1, 16)}
 
 
 def make_step(size: str, masked: bool) -> Step:
     """A whole training step."""
-    hidden, layers, vocabulary, sequences, length = {**SIZES, **_SMALL}[size]
+    hidden, layers, vocabulary, sequences, length = {**SIZES, **SMALL}[size]
     torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        vocab_size=vocabulary,
-        num_attention_heads=hidden // 32,
-        num_key_value_heads=hidden // 64,
-        intermediate_size=hidden * 11 // 4,
-        use_cache=False,
-    )
+    config = llama_config(hidden, layers, vocabulary, length)
     model = LlamaForCausalLM(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     ids = torch.randint(0, vocabulary, (sequences, length))
@@ -50,9 +40,8 @@ def make_step(size: str, masked: bool) -> Step:
         masked_model = MaskedModel(model, source, groups, torch.device("cpu"))
     count = 0
 
-    def step() -> float:
+    def step() -> None:
         nonlocal count
-        begin = time.perf_counter()
         if masked:
             drawn = masks.draw(count)
             masked_model.assign(drawn)
@@ -64,7 +53,6 @@ def make_step(size: str, masked: bool) -> Step:
             masks.step(count)
             masks.statistics(count)
         count += 1
-        return time.perf_counter() - begin
 
     return step
 
@@ -78,7 +66,7 @@ def main() -> None:
     print(f"{'size':16}{'plain s':>10}{'masked s':>10}{'ratio':>8}{'plain MB':>10}{'masked MB':>11}{'ratio':>8}")
     for size in SIZES:
         plain, masked, ratio = compare(make_step(size, False), make_step(size, True), pairs=arguments.steps)
-        memory = [peak_memory(make_step, "small", size, with_masks) for with_masks in (False, True)]
+        memory = [peak_memory(make_step, size, with_masks) for with_masks in (False, True)]
         print(
             f"{size:16}{plain:10.4f}{masked:10.4f}{ratio:8.3f}{memory[0]:10.0f}{memory[1]:11.0f}"
             f"{memory[1] / memory[0]:8.3f}",

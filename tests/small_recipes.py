@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,15 @@ def write_recipe(stage: str, name: str, changes: dict[str, Any]) -> None:
         OmegaConf.update(recipe, key, value, merge=False)
     Path("my").mkdir(exist_ok=True)
     OmegaConf.save(recipe, f"my/{stage}.yaml")
+
+
+def smaller_commands(lines: Iterable[str], smaller: Mapping[str, str]) -> list[list[str]]:
+    """Shell commands as lists of words, with every key of ``smaller``, all of which must occur, replaced."""
+    text = "\n".join(line for line in lines if line.strip())
+    for written, replacement in smaller.items():
+        assert written in text, written
+        text = text.replace(written, replacement)
+    return [shlex.split(line) for line in text.splitlines()]
 
 
 def run_command(words: list[str]) -> str:

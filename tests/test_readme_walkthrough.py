@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM
 
 from tests.conftest import REPOSITORY
-from tests.small_recipes import TARGET, make_model_and_text, run_command, write_recipe
+from tests.small_recipes import TARGET, make_model_and_text, run_command, smaller_commands, write_recipe
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 # What stands in the README -> what does on a small machine.
@@ -28,11 +27,8 @@ SMALLER = {
 def commands() -> list[list[str]]:
     """The shell commands of the section, made smaller."""
     section = README.split("## Shear your own model\n")[1].split("\n## ")[0]
-    text = "\n".join(re.findall(r"^```\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL))
-    for written, smaller in SMALLER.items():
-        assert written in text
-        text = text.replace(written, smaller)
-    return [shlex.split(line) for line in text.splitlines() if line.strip()]
+    blocks = re.findall(r"^```\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL)
+    return smaller_commands("".join(blocks).splitlines(), SMALLER)
 
 
 @pytest.mark.slow

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shlex
 from pathlib import Path
 
 import pytest
@@ -13,10 +11,11 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmshearing.dry_run import estimates
+from llmshearing.report.collect import read_metrics
 from llmshearing.shape import ModelShape
 from tests.conftest import REPOSITORY
 from tests.dry_runs import recipe_of
-from tests.small_recipes import TARGET, make_model_and_text, run_command, write_recipe
+from tests.small_recipes import TARGET, make_model_and_text, run_command, smaller_commands, write_recipe
 
 NAME = "llama2-7b-to-2.7b-short"
 # What stands in the recipes -> what does on a small machine.
@@ -34,13 +33,11 @@ SMALLER = {
 
 def commands() -> list[list[str]]:
     """Those of both recipes' heads in the order to run them."""
-    found = {}
+    lines = []
     for stage in ("prune", "continue"):
         head = (REPOSITORY / "yamls" / stage / f"{NAME}.yaml").read_text().split("\n\n")[0].replace("\\\n#", "")
-        for written, smaller in SMALLER.items():
-            head = head.replace(written, smaller)
-        found[stage] = [shlex.split(line) for line in re.findall(r"^# +((?:python|composer) .*)$", head, re.MULTILINE)]
-    (train, prepare, rotate, shear), (train_on, export) = found["prune"], found["continue"]
+        lines += re.findall(r"^# +((?:python|composer) .*)$", head, re.MULTILINE)
+    train, prepare, rotate, shear, train_on, export = smaller_commands(lines, SMALLER)
     return [prepare, rotate, train, shear, train_on, export]
 
 
@@ -77,10 +74,9 @@ def test_the_short_recipes_end_in_a_distilled_model(tmp_path: Path, monkeypatch:
     sheared = load_file(run / "sheared" / "model.safetensors")
     name = "model.embed_tokens.weight"
     assert torch.isin(sheared[name], rotated[name]).all()  # the search has trained no weight
-    lines = [json.loads(line) for line in (run / "continue" / "metrics.jsonl").read_text().splitlines()]
-    divergences = [line["distillation/divergence"] for line in lines if "distillation/divergence" in line]
-    assert len(divergences) == 4
-    assert all(divergence > 0 for divergence in divergences)
+    divergence = read_metrics(run / "continue" / "metrics.jsonl")["distillation/divergence"]
+    assert len(divergence.values) == 4
+    assert (divergence.values > 0).all()
     final = AutoModelForCausalLM.from_pretrained(run / "final")
     assert {key: getattr(final.config, key) for key in TARGET} == TARGET
 
