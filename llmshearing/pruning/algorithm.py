@@ -140,8 +140,6 @@ class TargetedPruning(Algorithm):
             self._learn(state, logger)
         else:
             self._model.assign(self._evaluation_masks(state))
-            if event == Event.AFTER_LOAD and self.search is not None and not self.masks.decided:
-                forget_empty_state(state.optimizers)
             if event == Event.FIT_END:
                 self._report(state)
 
@@ -203,6 +201,8 @@ class TargetedPruning(Algorithm):
 
     def _draw(self, state: State) -> None:
         if self.masks.decided:
+            if self._search_steps and int(state.timestamp.batch) == self._search_steps:
+                forget_empty_state(state.optimizers)
             self._drawn = {}
             self._model.assign(self.masks.final())
             return
