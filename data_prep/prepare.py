@@ -3,7 +3,7 @@
 1. ``readers``: the files of ``INPUT/<domain>/`` (.jsonl[.gz|.zst], .parquet, .txt) give documents;
 2. ``tokenize_file``: worker processes tokenize them, file by file, into ``OUT/.partial``, with a hash of each text;
 3. ``holdout``: the documents of smallest hash are each domain's eval documents, until they fill E sequences;
-4. ``pack``: those go into ``eval`` and the rest into ``train``, packed to S tokens, domain by domain, as MDS folders;
+4. ``pack``: those go into ``eval``, by their hashes, and the rest into ``train``, packed to S tokens, as MDS folders;
 5. ``OUT/{train,eval}/<domain>/`` and ``OUT/manifest.json`` appear, ``OUT/.partial`` goes.
 
 The output is the same, byte for byte, for any number of workers and after any number of interruptions: run the same
@@ -34,7 +34,7 @@ from llmshearing.errors import InputError, cli
 
 log = logging.getLogger("data_prep.prepare")
 
-FORMAT = 1
+FORMAT = 2
 
 Domains = Mapping[str, Sequence[SourceFile]]
 
@@ -175,7 +175,7 @@ def _pack(domains: Domains, num_tokens: int, *, work: Path, settings: PackSettin
         name: hold_out(name, files, work=work, num_tokens=needed, extra=settings.extra)
         for name, files in domains.items()
     }
-    held_out = frozenset().union(*chosen.values())
+    held_out = frozenset().union(*(documents.hashes for documents in chosen.values()))
     with tqdm(total=num_tokens, desc="packing", unit=" tokens", unit_scale=True, mininterval=1) as bar:
         return {
             name: pack_domain(
@@ -183,7 +183,7 @@ def _pack(domains: Domains, num_tokens: int, *, work: Path, settings: PackSettin
                 files,
                 work=work,
                 settings=settings,
-                eval_hashes=chosen[name],
+                eval_documents=chosen[name],
                 held_out=held_out,
                 on_tokens=bar.update,
             )

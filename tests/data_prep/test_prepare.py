@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import re
@@ -16,6 +17,7 @@ from streaming import LocalDataset, StreamingDataset
 
 from data_prep.output import work_folder
 from data_prep.prepare import main, prepare
+from data_prep.tokenize_file import text_hash
 from data_prep.tokenizer import Tokenizer, load_tokenizer
 from llmshearing.errors import InputError
 
@@ -117,17 +119,45 @@ def test_any_number_of_workers_gives_the_same_bytes(corpus: Path, tmp_path: Path
     assert content(tmp_path / "1") == content(tmp_path / "3")
 
 
-def test_names_and_order_of_files_do_not_change_what_is_held_out(
+def long_text_before(texts: list[str], rank: int) -> str:
+    """A text longer than the eval split, whose hash is the smallest but ``rank`` among those of ``texts``."""
+    hashes = [0, *sorted(map(text_hash, texts))]
+    candidates = ("\n".join(texts[:10]) + str(number) for number in itertools.count())
+    return next(text for text in candidates if hashes[rank] < text_hash(text) < hashes[rank + 1])
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_is_evaluated_depends_on_the_texts_alone(
+    rank: int, tmp_path: Path, tokenizer: Tokenizer, texts: list[str], write_jsonl: WriteJsonl
+) -> None:
+    """Not on names, number and order of files, nor on where in them a long document is."""
+    long = long_text_before(texts, rank)
+    files = {
+        "one": {"a": [long, *texts]},
+        "two": {"x": [*reversed(texts), long]},
+        "three": {"1": texts[500:], "2": [long], "3": texts[:500]},
+    }
+    streams = []
+    for name, members in files.items():
+        for file, documents in members.items():
+            write_jsonl(tmp_path / name / "code" / f"{file}.jsonl", documents)
+        run(tmp_path / name, tmp_path / f"{name}.out", tokenizer)
+        streams.append(stream(tmp_path / f"{name}.out", "eval", "code").tolist())
+    assert streams[0] == streams[1] == streams[2]
+
+
+def test_an_eval_split_is_not_one_long_document(
     tmp_path: Path, tokenizer: Tokenizer, texts: list[str], write_jsonl: WriteJsonl
 ) -> None:
-    write_jsonl(tmp_path / "one" / "code" / "a.jsonl", texts[:200])
-    write_jsonl(tmp_path / "two" / "code" / "x.jsonl", texts[120:200])
-    write_jsonl(tmp_path / "two" / "code" / "y.jsonl", reversed(texts[:120]))
-    counts = [
-        run(tmp_path / name, tmp_path / f"{name}.out", tokenizer)["domains"]["code"]["eval"] for name in ("one", "two")
-    ]
-    assert counts[0]["documents"] == counts[1]["documents"]
-    assert counts[0]["tokens"] == counts[1]["tokens"]
+    long = long_text_before(texts, 0)
+    write_jsonl(tmp_path / "corpus" / "code" / "a.jsonl", [*texts, long])
+    counts = run(tmp_path / "corpus", tmp_path / "out", tokenizer)["domains"]["code"]["eval"]
+    first, second = tokenizer.encoder.encode([long, min(texts, key=text_hash)])
+    half = EVAL_SEQUENCES * SEQ_LEN // 2
+    expected = [1, *first[: half - 2], 2, 1, *second[: half - 2], 2]
+    assert stream(tmp_path / "out", "eval", "code").tolist()[: len(expected)] == expected
+    packed = EVAL_SEQUENCES * SEQ_LEN + counts["dropped_tail_tokens"]
+    assert counts["tokens"] + 2 * counts["documents"] == packed
 
 
 def test_bos_and_eos_as_asked(corpus: Path, tmp_path: Path, tokenizer: Tokenizer, huggingface_folder: Path) -> None:
