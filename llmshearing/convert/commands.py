@@ -22,6 +22,7 @@ from llmshearing.convert.stored import StoredTensor
 from llmshearing.errors import InputError
 from llmshearing.fileio import write_json
 from llmshearing.pruning.hard_concrete import deterministic
+from llmshearing.pruning.selection import check_chosen, log_ties
 from llmshearing.pruning.shear import Placement, Shears
 from llmshearing.pruning.target import unit_groups
 from llmshearing.shape import ModelShape
@@ -124,12 +125,16 @@ def _shears(checkpoint: Checkpoint) -> Shears:
     try:
         source, target = ModelShape.from_dict(pruning["source"]), ModelShape.from_dict(pruning["target"])
         groups = unit_groups(source, target)
+        check_chosen(pruning, checkpoint.path)
         log_alpha = pruning["masks"]["log_alpha"]
         masks = {
             group.dimension: deterministic(log_alpha[group.dimension], group.num_kept)
             for group in groups
             if group.dimension in log_alpha
         }
+        for group in groups:
+            if group.dimension in masks:
+                log_ties(group, log_alpha[group.dimension])
     except (KeyError, TypeError) as error:
         raise InputError(f"The masks in '{checkpoint.path}' have a form that this version does not know.") from error
     return Shears(masks, source, target)
