@@ -42,10 +42,11 @@ Folders = Folder | Mapping[str, Folder | None] | None  # one that holds a folder
 class DynamicStreamingDataset(ShardedDataset):
     """Endless training data in rounds of ``update_interval`` global batches, each round with its own domain mix.
 
-    Every round holds each domain within one sample of its proportion. Which samples, and in which global batch, depends
-    only on the data, the seed and the proportions so far. A domain's samples come in shuffled order, each once per
-    pass. After a round someone has to say how it goes on: :class:`~llmshearing.data.callback.DynamicBatchLoading`
-    calls ``rounds.update`` or, for a constant mix, ``rounds.hold``.
+    Every domain gets its proportion of all rounds so far, to within a few samples: what a round rounds off, later ones
+    make up for. Which samples, and in which global batch, depends only on the data, the seed and the proportions so
+    far. A domain's samples come in shuffled order, each once per pass. After a round someone has to say how it goes
+    on: :class:`~llmshearing.data.callback.DynamicBatchLoading` calls ``rounds.update`` or, for a constant mix,
+    ``rounds.hold``.
 
     By ``python -m benchmarks.streaming_speed`` on 2 CPU cores, with sequences of 2048 tokens and batches of 32: 1.6 and
     1.4 times the samples per second of a plain ``StreamingDataset`` over the same shards with 1 and 2 workers (1.07 and

@@ -135,11 +135,6 @@ def report_exhaustion(state: State, dataset: DynamicStreamingDataset) -> None:
                 "Then: %s.",
                 *(domain, left, worst, present, dataset.on_exhausted),
             )
-        if 0 < share * plan.size < 0.5:
-            log.warning(
-                "Domain '%s' is due %.2g samples in a round of %d, and may get none: raise update_interval or floor.",
-                *(domain, share * plan.size, plan.size),
-            )
 
 
 def report_cache(dataset: DynamicStreamingDataset) -> None:

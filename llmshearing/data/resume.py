@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from llmshearing.data.carry import owed_for
 from llmshearing.data.plan import RoundPlan
+from llmshearing.data.proportions import apportion
 from llmshearing.errors import InputError
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +43,7 @@ def save_state(plan: RoundPlan, sample: int, shape: DataShape) -> dict[str, Any]
     """The state of a run that has trained on ``sample`` samples, the last of them under ``plan``.
 
     Returns:
-        JSON of some 45 bytes per domain, with the same keys and lengths at any time.
+        JSON of some 65 bytes per domain, with the same keys and lengths at any time.
     """
     return {
         "round": plan.number,
@@ -51,6 +56,7 @@ def save_state(plan: RoundPlan, sample: int, shape: DataShape) -> dict[str, Any]
         "domains": list(shape.domains),
         "proportions": list(plan.proportions),
         "samples_used": plan.used_at(sample).tolist(),
+        "owed": list(plan.owed),
     }
 
 
@@ -82,6 +88,14 @@ def restore_plan(state: Mapping[str, Any], shape: DataShape) -> RoundPlan:
             f"{state['global_batch_size']} samples, now set to {shape.update_interval} of {shape.global_batch_size}. "
             "Resume with the same sizes, or from a checkpoint at the end of a round."
         )
+    owed = tuple(state.get("owed", ()))
+    if not owed:
+        log.warning(
+            "The checkpoint is of a version that did not carry its rounding from round to round. Its round ends as it "
+            "began; what earlier rounds rounded off is not made up for."
+        )
+        if state["sample_in_round"]:
+            owed = owed_for(apportion(size, state["proportions"]).tolist(), state["proportions"])
     plan = RoundPlan(
         number=state["round"],
         begin=state["sample"] - state["sample_in_round"],
@@ -89,6 +103,7 @@ def restore_plan(state: Mapping[str, Any], shape: DataShape) -> RoundPlan:
         proportions=tuple(state["proportions"]),
         used=(0,) * len(shape.domains),
         seed=state["shuffle_seed"],
+        owed=owed,
     )
     # The state counts up to its sample, the plan up to the beginning of the round.
     used = np.asarray(state["samples_used"], np.int64) - plan.used_at(state["sample"])

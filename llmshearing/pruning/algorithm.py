@@ -56,7 +56,7 @@ class TargetedPruning(Algorithm):
             ``search``, 8 batches if that is ``None``) or ``'random'`` (from the first batch on).
         search: time for the choice, like ``warmup``; ``'1dur'`` leaves the training to a run on the sheared model.
         compat: ``'paper'`` (multipliers per layer) or ``'upstream'`` (as the original code: one pair per dimension).
-        seed: of the masks' noise.
+        seed: of the masks' noise, and of the choice at random: any whole number from 0 on.
 
     Raises:
         InputError: at construction or at :attr:`~composer.Event.INIT`, for a target, model or setting that cannot work.
@@ -87,6 +87,8 @@ class TargetedPruning(Algorithm):
             raise unknown_name("lr_schedule", lr_schedule, LR_SCHEDULES)
         if not lr > 0:
             raise InputError(f"lr is {lr}; the masks' learning rate must be above 0.")
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise InputError(f"seed is {seed!r}; the masks' seed must be a whole number, 0 or above.")
         self.target = dict(target)
         self.lr, self.lr_schedule, self.betas = lr, lr_schedule, (float(betas[0]), float(betas[1]))
         self.selection, self.compat, self.seed = selection, compat, seed
@@ -138,8 +140,6 @@ class TargetedPruning(Algorithm):
             self._learn(state, logger)
         else:
             self._model.assign(self._evaluation_masks(state))
-            if event == Event.AFTER_LOAD and self.search is not None and not self.masks.decided:
-                forget_empty_state(state.optimizers)
             if event == Event.FIT_END:
                 self._report(state)
 
@@ -201,6 +201,8 @@ class TargetedPruning(Algorithm):
 
     def _draw(self, state: State) -> None:
         if self.masks.decided:
+            if self._search_steps and int(state.timestamp.batch) == self._search_steps:
+                forget_empty_state(state.optimizers)
             self._drawn = {}
             self._model.assign(self.masks.final())
             return

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from llmshearing.pruning import hard_concrete
 from llmshearing.pruning.lagrangian import Multipliers, constraint, target_fraction
+from llmshearing.pruning.noise import generator
 from llmshearing.pruning.target import UnitGroup
 
 # A unit is undecided while its probability of staying is between these.
@@ -75,7 +76,7 @@ class LearnedMasks:
 
     def draw(self, step: int) -> dict[str, Tensor]:
         """Sampled masks of one training step, differentiable in ``log_alpha``."""
-        noise = torch.Generator().manual_seed((self.seed << 32) + step)
+        noise = generator("masks", self.seed, step)
         return {
             name: hard_concrete.sample(log_alpha, torch.rand(log_alpha.shape, generator=noise).to(log_alpha.device))
             for name, log_alpha in self.log_alpha.items()

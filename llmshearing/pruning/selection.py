@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from llmshearing.pruning.noise import generator
 from llmshearing.pruning.target import UnitGroup
 
 SELECTIONS = ("learned", "importance", "random")
@@ -52,5 +53,5 @@ class Importance:
 
 def random_scores(groups: Iterable[UnitGroup], seed: int) -> dict[str, Tensor]:
     """Scores that choose among the units of each group at random, the same on every rank."""
-    generator = torch.Generator().manual_seed(seed)
-    return {group.dimension: torch.rand(group.shape, generator=generator) for group in groups}
+    noise = generator("units", seed)
+    return {group.dimension: torch.rand(group.shape, generator=noise) for group in groups}

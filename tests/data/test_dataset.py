@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
+from llmshearing.data.carry import apportion_carried
 from llmshearing.data.loaders import DynamicDataLoader
-from llmshearing.data.proportions import apportion
 from llmshearing.errors import InputError
 from tests.data.helpers import Numbers, mixes, numbers, open_dataset, train
 
@@ -31,13 +31,14 @@ def expected(data: Path) -> list[Numbers]:
     return train(open_dataset(data), 18, after=mixes())
 
 
-def test_each_round_holds_its_exact_shares_and_no_sample_twice(data: Path, expected: list[Numbers]) -> None:
-    shares, after = [0.5, 0.3, 0.2], mixes()
+def test_each_round_holds_its_shares_and_what_is_owed_and_no_sample_twice(data: Path, expected: list[Numbers]) -> None:
+    shares, owed, after = [0.5, 0.3, 0.2], (0, 0, 0), mixes()
     seen: set[tuple[int, int]] = set()
     for begin in range(0, 16, 4):
         rows = [row for batch in expected[begin : begin + 4] for row in batch]
         counts = Counter(domain for domain, _ in rows)
-        assert [counts[domain] for domain in range(3)] == apportion(16, shares).tolist()
+        due, owed = apportion_carried(16, shares, owed)
+        assert [counts[domain] for domain in range(3)] == due.tolist()
         assert seen.isdisjoint(rows)
         assert len(set(rows)) == 16
         seen.update(rows)
@@ -122,11 +123,11 @@ def test_start_goes_on_behind_an_earlier_stage(data: Path) -> None:
 
 
 def test_state_is_small_with_many_domains(make_data: Callable[..., Path]) -> None:
-    names = [f"domain_{number:02d}" for number in range(80)]
+    names = [f"domain_{number:02d}" for number in range(50)]
     root = make_data(**dict.fromkeys(names, 2))
     dataset = open_dataset(
         root,
-        proportions=dict(zip(names, np.random.default_rng(0).dirichlet(np.ones(80)), strict=True)),
+        proportions=dict(zip(names, np.random.default_rng(0).dirichlet(np.ones(50)), strict=True)),
         start=dict.fromkeys(names, 10**10),
     )
     dataset.rounds.hold()

@@ -67,13 +67,6 @@ def test_a_cache_too_small_for_the_shuffled_blocks_is_reported(
     assert any("more than cache_limit (2e+04)" in message for message in caplog.messages)
 
 
-def test_a_share_of_less_than_half_a_sample_is_reported(make: Make, caplog: pytest.LogCaptureFixture) -> None:
-    trainer, _ = make(duration="1ba", dataset={"proportions": {"code": 0.5, "web": 0.495, "books": 0.005}})
-    with caplog.at_level(logging.WARNING):
-        trainer.fit()
-    assert any("'books' is due 0.24 samples in a round of 48" in message for message in caplog.messages)
-
-
 def test_a_missing_evaluator_is_named(make: Make) -> None:
     trainer, _ = make()
     trainer.state.evaluators = [e for e in trainer.state.evaluators if e.label != "web"]

@@ -101,6 +101,23 @@ def test_random_units_are_the_seeds() -> None:
     assert not torch.equal(kept(first)["hidden_size"], kept(other)["hidden_size"])
 
 
+@pytest.mark.parametrize(("way", "interval"), [("searched", 3), ("searched", 5), ("important", 1)])
+def test_saving_during_the_search_or_at_its_end_changes_nothing(tmp_path: Path, way: str, interval: int) -> None:
+    unsaved = make_trainer([pruning(**WAYS[way])])
+    unsaved.fit()
+    settings = {"folder": tmp_path, "save_interval": f"{interval}ba", "run_name": "r", "autoresume": True}
+    saving = make_trainer([pruning(**WAYS[way])], callbacks=[KillAt(7)], **settings)
+    with pytest.raises(Killed):
+        saving.fit()
+    saving.close()
+    losses = logged(unsaved, "loss/train/total")
+    assert logged(saving, "loss/train/total") == losses[:7]
+    for stop in sorted({3, 5} & set(range(0, 8, interval))):
+        resumed = make_trainer([pruning(**WAYS[way])], load_path=str(tmp_path / f"ep0-ba{stop}-rank0.pt"))
+        resumed.fit()
+        assert logged(resumed, "loss/train/total") == losses[stop:]
+
+
 @pytest.mark.parametrize(("way", "stop"), [("searched", 3), ("searched", 8), ("important", 3), ("random", 3)])
 def test_resumed_run_equals_the_uninterrupted_one_to_the_bit(tmp_path: Path, way: str, stop: int) -> None:
     straight = make_trainer([pruning(**WAYS[way])])
