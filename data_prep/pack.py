@@ -28,7 +28,8 @@ from llmshearing.fileio import read_json, write_json
 
 log = logging.getLogger(__name__)
 
-#: Above this share of a domain's tokens, what is kept from training is worth a warning.
+#: Above these shares of a domain's tokens, those in no sequence and those held out are worth a warning.
+LARGE_DROPPED_SHARE = 0.05
 LARGE_EVAL_SHARE = 0.2
 
 
@@ -198,14 +199,40 @@ def pack_domain(
         "duplicates_of_eval": duplicates,
         **{name: asdict(split) for name, split in splits.items()},
     }
-    kept_back = 1 - splits["train"].tokens / counts["tokens"]
-    if kept_back > LARGE_EVAL_SHARE:
-        log.warning(
-            "Domain '%s': %.0f%% of its tokens are held out, since a document is held out whole. If that is too much, "
-            "split its documents or lower --eval-sequences.",
-            domain,
-            100 * kept_back,
-        )
+    _warn(domain, counts, settings)
     os.sync()  # the shards, before the record that declares them finished
     write_json(finished, counts)
     return counts
+
+
+def _warn(domain: str, counts: dict[str, Any], settings: PackSettings) -> None:
+    """Log what a domain loses to training that the user may not expect."""
+    train, evaluation, tokens = counts["train"], counts["eval"], counts["tokens"]
+    for split, dropped, why in (
+        (
+            "eval",
+            evaluation["dropped_tail_tokens"],
+            f"a document is held out whole, and {settings.eval_sequences} eval sequences hold "
+            f"{settings.eval_sequences * settings.seq_len:,} tokens. Split its documents, such as books into chapters",
+        ),
+        ("train", train["dropped_tail_tokens"], "the last sequence would not be full. Lower --seq-len"),
+    ):
+        if dropped > LARGE_DROPPED_SHARE * tokens:
+            log.warning(
+                "Domain '%s': %.0f%% of its tokens (%s of %s) are in no sequence of its %s split: %s.",
+                domain,
+                100 * dropped / tokens,
+                f"{dropped:,}",
+                f"{tokens:,}",
+                split,
+                why,
+            )
+    used = settings.eval_sequences * settings.seq_len
+    if used > LARGE_EVAL_SHARE * tokens:
+        log.warning(
+            "Domain '%s': %d eval sequences take %.0f%% of its tokens from training. Lower --eval-sequences, or add "
+            "documents.",
+            domain,
+            settings.eval_sequences,
+            100 * used / tokens,
+        )
