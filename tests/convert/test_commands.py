@@ -108,6 +108,7 @@ def test_command_line_replaces_a_folder_and_cuts_shards_as_asked(
     checkpoint, out = pruned(tmp_path / "run"), tmp_path / "out"
     out.mkdir()
     (out / "model.safetensors").write_text("old")
+    (out / "config.json").write_text("{}")
     options = ["--overwrite", "--dtype", "bfloat16", "--max-shard-size", "20KB"]
     monkeypatch.setattr(sys, "argv", ["convert", "shear", str(checkpoint), str(out), *options])
     main()
