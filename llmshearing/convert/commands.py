@@ -19,6 +19,7 @@ from llmshearing.convert.safetensors import DTYPES, Entry, write_shards
 from llmshearing.convert.sharded import Sharded
 from llmshearing.convert.single_file import SingleFile
 from llmshearing.convert.stored import StoredTensor
+from llmshearing.data.start import ORDER
 from llmshearing.errors import InputError
 from llmshearing.fileio import write_json
 from llmshearing.pruning.hard_concrete import deterministic
@@ -178,7 +179,11 @@ def _data_record(checkpoint: Checkpoint) -> dict[str, Any]:
     """What continued pre-training picks up from the data: final proportions and samples used per domain."""
     dataset = checkpoint.dataset()
     names = dataset.get("domains")
-    return {
+    record: dict[str, Any] = {
         entry: dict(zip(names, dataset[entry], strict=True)) if names else None
         for entry in ("proportions", "samples_used")
     }
+    if all(entry in dataset for entry in ORDER):  # checkpoints of earlier versions lack some
+        record["order"] = {entry: dataset[entry] for entry in ORDER}
+        record["order"]["shards"] = dict(zip(names, dataset["shards"], strict=True))
+    return record
