@@ -20,6 +20,7 @@ from llmshearing.convert.safetensors import DTYPES, Entry, write_shards
 from llmshearing.convert.sharded import Sharded
 from llmshearing.convert.single_file import SingleFile
 from llmshearing.convert.stored import StoredTensor
+from llmshearing.data.start import ORDER
 from llmshearing.errors import InputError
 from llmshearing.pruning.hard_concrete import deterministic
 from llmshearing.pruning.selection import check_chosen, log_ties
@@ -201,14 +202,18 @@ def _data_record(checkpoint: Checkpoint) -> dict[str, Any]:
     if not names:
         return {"proportions": None, "samples_used": None}
     try:
-        return {
+        record: dict[str, Any] = {
             entry: dict(zip(names, map(_number, dataset[entry]), strict=True))
             for entry in ("proportions", "samples_used")
         }
+        if all(entry in dataset for entry in ORDER):  # checkpoints of earlier versions lack some
+            record["order"] = {entry: dataset[entry] for entry in ORDER}
+            record["order"]["shards"] = dict(zip(names, dataset["shards"], strict=True))
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"The state of the data in '{checkpoint.path}' has a form that this version does not know."
         ) from error
+    return record
 
 
 def _number(value: Any) -> int | float:

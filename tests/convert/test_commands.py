@@ -139,6 +139,9 @@ def test_continued_training_uses_no_sample_that_pruning_used(tmp_path: Path) -> 
         name: sum(domain == index for batch in used for domain, _ in batch) for index, name in enumerate(samples)
     }
 
+    assert record["order"]["shuffle_seed"] == 9176
+    assert list(record["order"]["shards"]) == list(samples)
+
     path = str(tmp_path / "out" / "shearing.json")
     settings = {"local": str(tmp_path / "data"), "proportions": path, "start": path, "update_interval": 1}
     settings |= {"on_exhausted": "stop", "shuffle_block_size": 40}
