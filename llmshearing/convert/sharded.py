@@ -19,7 +19,7 @@ from torch import Tensor
 
 from llmshearing.convert.checkpoint import MODEL_PREFIX, Checkpoint
 from llmshearing.convert.stored import Piece, StoredTensor, load_archive, locate, refusal
-from llmshearing.errors import InputError
+from llmshearing.errors import InputError, UntrustedError
 
 
 class _Index:
@@ -80,7 +80,7 @@ class _Unpickler(pickle.Unpickler):
         if isinstance(dtype, torch.dtype):
             return dtype
         if f"{module}.{name}" not in _STAND_INS:
-            raise InputError(refusal(self.path, f"{module}.{name}"))
+            raise UntrustedError(refusal(self.path, f"{module}.{name}"))
         return _STAND_INS[f"{module}.{name}"]
 
 
@@ -98,6 +98,12 @@ class Sharded(Checkpoint):
         }
         if not self.tensors:
             raise InputError(f"'{path}' is not a Composer checkpoint: it has no state with a model in it.")
+
+    def check(self) -> None:
+        """See :meth:`Checkpoint.check`."""
+        for name, described in self._metadata.state_dict_metadata.items():
+            if not hasattr(described, "chunks"):
+                self._leaf(name)
 
     def load(self, *keys: str) -> Any:
         """See :meth:`Checkpoint.load`."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from llmshearing.errors import InputError
+from llmshearing.errors import InputError, UntrustedError
 
 # What a Composer checkpoint holds besides tensors and plain types: times, versions and numpy's random state.
 _reconstruct = np._core.multiarray._reconstruct  # type: ignore[attr-defined]
@@ -145,7 +145,7 @@ def load_archive(path: Path, *, offset: int = 0, length: int | None = None, fake
             with FakeTensorMode():
                 return torch.load(view, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise InputError(refusal(path, _culprit(error))) from error
+        raise UntrustedError(refusal(path, _culprit(error))) from error
     except OSError as error:
         raise InputError(f"'{path}' cannot be read: {error.strerror}.") from error
     except (RuntimeError, EOFError, KeyError, ValueError) as error:
