@@ -18,9 +18,9 @@ def drop_gradients(model: nn.Module) -> None:
 
 
 def forget_empty_state(optimizers: Iterable[Optimizer]) -> None:
-    """Undo what loading does to an optimizer that had not stepped: torch makes a step with gradients of zero.
+    """Undo what saving and loading do to an optimizer that had not stepped: torch makes a step with gradients of zero.
 
-    Its moments are zero, but it counts, so that the first real step would be another than without the restart.
+    Its moments are zero, but it counts, so that the first real step would be another than without them.
     """
     for optimizer in optimizers:
         for parameter, state in list(optimizer.state.items()):

@@ -11,6 +11,7 @@ import torch
 from llmshearing.pruning.hard_concrete import LOG_ALPHA_MAX, LOG_ALPHA_MIN, keep_probability
 from llmshearing.pruning.lagrangian import Multipliers, constraint, target_fraction
 from llmshearing.pruning.learned import LearnedMasks
+from llmshearing.pruning.selection import random_scores
 from llmshearing.pruning.target import HIDDEN, INTERMEDIATE, KV_HEADS, LAYERS, UnitGroup, resolve_target, unit_groups
 from llmshearing.shape import ModelShape
 
@@ -21,9 +22,15 @@ GROUPS = unit_groups(
 NAMES = {"head": KV_HEADS, "intermediate": INTERMEDIATE, "layer": LAYERS, "hidden": HIDDEN}  # the original's
 
 
-def make_masks(*, compat: str = "paper", warmup_steps: int = 50, lr: float = 1.0) -> LearnedMasks:
+def make_masks(*, compat: str = "paper", warmup_steps: int = 50, lr: float = 1.0, seed: int = 3) -> LearnedMasks:
     return LearnedMasks(
-        GROUPS, lr=lr, betas=(0.9, 0.95), warmup_steps=warmup_steps, compat=compat, seed=3, device=torch.device("cpu")
+        GROUPS,
+        lr=lr,
+        betas=(0.9, 0.95),
+        warmup_steps=warmup_steps,
+        compat=compat,
+        seed=seed,
+        device=torch.device("cpu"),
     )
 
 
@@ -64,6 +71,14 @@ def test_noise_depends_on_seed_and_step_only() -> None:
     for name, z in first.draw(7).items():
         assert torch.equal(z, second.draw(7)[name])
     assert not torch.equal(first.draw(7)[HIDDEN], second.draw(8)[HIDDEN])
+
+
+def test_every_seed_and_step_has_its_own_noise() -> None:
+    seeds = [0, 1, 2, 2**32, 2**32 + 1, 2**63, 2**64 + 1]
+    drawn = [make_masks(seed=seed).draw(step) for seed in seeds for step in (0, 1, 2**32)]
+    assert len({tuple(masks[INTERMEDIATE].flatten().tolist()) for masks in drawn}) == len(drawn)
+    chosen = [random_scores(GROUPS, seed) for seed in seeds]
+    assert len({tuple(scores[HIDDEN].tolist()) for scores in chosen}) == len(seeds)
 
 
 def test_final_masks_have_exactly_the_target_shape_whatever_was_learned() -> None:
