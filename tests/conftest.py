@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.forkserver import ForkServer
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -24,6 +27,14 @@ def shared() -> Path:
     if not (folder / "golden").is_dir():
         pytest.skip(f"no folder of golden numbers beside the repository ({folder.name}/golden)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def forked() -> Iterator[ForkServer]:
+    """Starts commands without the seconds in which Python imports libraries; see tests.forkserver."""
+    server = ForkServer()
+    yield server
+    server.close()
 
 
 def heed_signals() -> None:
