@@ -1,8 +1,13 @@
 """Which documents are held out for evaluation: chosen by the hash of their text, before anything is packed.
 
 A domain's documents are ordered by the hash of their text, and the first ones, until they fill the sequences asked for,
-are its eval documents. The choice depends on nothing but the texts: not on file names, order or workers. Equal texts
-have equal hashes, so an exact duplicate of an eval document can never be trained on, whatever file or domain it is in.
+are its eval documents, packed in that order. Which tokens are evaluated depends on nothing but the texts: not on file
+names, order or workers. Equal texts have equal hashes, so an exact duplicate of an eval document can never be trained
+on, whatever file or domain it is in.
+
+A document is held out whole, but gives at most half of the eval tokens: one that alone is longer than the eval split
+would otherwise be all of it where its hash happens to be small. Only where that would hold out too much more, as in a
+domain of three novels, may one document be all there is; that is logged.
 
 64 bits are enough: texts that differ but share a hash only cost the training split a document.
 """
@@ -10,7 +15,9 @@ have equal hashes, so an exact duplicate of an eval document can never be traine
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +27,37 @@ from data_prep.readers import SourceFile
 from data_prep.tokenize_file import RECORD, read_index
 from llmshearing.errors import InputError
 
+log = logging.getLogger(__name__)
 
-def smallest_hashes(records: Iterable[NDArray[np.void]], *, num_tokens: int, extra: int) -> NDArray[np.void]:
+#: What one document may give of an eval split ...
+LARGEST_SHARE = 0.5
+#: ... unless documents in its stead would hold out more than this share of the domain in addition.
+LARGEST_COST = 0.1
+
+
+@dataclass(frozen=True)
+class EvalDocuments:
+    """The documents of a domain's eval split.
+
+    Attributes:
+        hashes: of their texts, in the order in which they are packed.
+        limit: how many of its first tokens each document gives at most, without BOS and EOS.
+    """
+
+    hashes: tuple[int, ...]
+    limit: int
+
+
+def smallest_hashes(
+    records: Iterable[NDArray[np.void]], *, num_tokens: int, extra: int, limit: int
+) -> NDArray[np.void]:
     """The documents of smallest hash that together fill ``num_tokens``.
 
     Args:
         records: the domain's index, in pieces of any length of dtype ``RECORD``.
         num_tokens: tokens to fill, BOS and EOS included.
         extra: tokens that packing adds to each document (BOS, EOS).
+        limit: tokens that each document gives at most.
 
     Returns:
         the chosen records, one per distinct text, in order of their hashes. They hold fewer than ``num_tokens`` tokens
@@ -38,24 +68,50 @@ def smallest_hashes(records: Iterable[NDArray[np.void]], *, num_tokens: int, ext
         pool = np.concatenate([chosen, piece])
         _, first = np.unique(pool["hash"], return_index=True)  # sorted by hash, each text once
         pool = pool[first]
-        filled = np.cumsum(pool["tokens"] + np.uint64(extra))
+        filled = np.cumsum(_given(pool, extra, limit))
         # Every document before the one that completes the fill, and that one.
         chosen = pool[: int(np.searchsorted(filled, num_tokens)) + 1]
     return chosen
 
 
-def hold_out(domain: str, files: Sequence[SourceFile], *, work: Path, num_tokens: int, extra: int) -> frozenset[int]:
-    """Hashes of the eval documents of a tokenized domain; see :func:`smallest_hashes`.
+def hold_out(domain: str, files: Sequence[SourceFile], *, work: Path, num_tokens: int, extra: int) -> EvalDocuments:
+    """The eval documents of a tokenized domain, which fill ``num_tokens``; see :func:`smallest_hashes`.
 
     Raises:
         InputError: the domain has fewer than ``num_tokens`` tokens.
     """
-    records = itertools.chain.from_iterable(read_index(work, file) for file in files)
-    chosen = smallest_hashes(records, num_tokens=num_tokens, extra=extra)
-    filled = int(chosen["tokens"].sum()) + len(chosen) * extra
+
+    def index() -> Iterable[NDArray[np.void]]:
+        return itertools.chain.from_iterable(read_index(work, file) for file in files)
+
+    def choose(limit: int) -> NDArray[np.void]:
+        return smallest_hashes(index(), num_tokens=num_tokens, extra=extra, limit=limit)
+
+    limit = num_tokens
+    chosen = choose(limit)
+    filled = int(_given(chosen, extra, limit).sum())
     if filled < num_tokens:
         raise InputError(
             f"Domain '{domain}' is too small: its {len(chosen)} different documents have {filled:,} tokens, and the "
             f"eval sequences alone need {num_tokens:,}. Lower --eval-sequences or --seq-len, or add documents."
         )
-    return frozenset(chosen["hash"].tolist())
+    half = max(int(num_tokens * LARGEST_SHARE) - extra, 1)
+    mixed = choose(half)
+    added = int(mixed["tokens"].sum()) - int(chosen["tokens"].sum())
+    domain_tokens = sum(int(piece["tokens"].sum()) for piece in index())
+    if int(_given(mixed, extra, half).sum()) >= num_tokens and added <= LARGEST_COST * domain_tokens:
+        chosen, limit = mixed, half
+    ends = np.minimum(np.cumsum(_given(chosen, extra, limit)), num_tokens)
+    largest = int(np.diff(ends, prepend=np.uint64(0)).max()) / num_tokens
+    if largest > LARGEST_SHARE:
+        log.warning(
+            "Domain '%s': one document gives %.0f%% of its eval tokens, since a document is held out whole and there "
+            "are few. Split its documents, or add some.",
+            domain,
+            100 * largest,
+        )
+    return EvalDocuments(tuple(chosen["hash"].tolist()), limit)
+
+
+def _given(records: NDArray[np.void], extra: int, limit: int) -> NDArray[np.uint64]:
+    return np.minimum(records["tokens"], np.uint64(limit)) + np.uint64(extra)

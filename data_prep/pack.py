@@ -1,8 +1,9 @@
 """Second pass, domain by domain: tokenized documents into sequences of fixed length, in MDS folders.
 
-Documents are laid end to end in the order of their files and lines, each with BOS and EOS as asked, and the stream is
-cut every ``seq_len`` tokens, through document and file boundaries. What is left at the end of a split, less than one
-sequence in ``train`` and what the last held-out document has too much in ``eval``, is dropped and counted.
+Documents are laid end to end, in ``train`` in the order of their files and lines, in ``eval`` in that of their hashes,
+each with BOS and EOS as asked, and the stream is cut every ``seq_len`` tokens, through document and file boundaries.
+What is left at the end of a split, less than one sequence in ``train``, and what held-out documents have too much in
+``eval``, is dropped and counted.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.holdout import EvalDocuments
 from data_prep.readers import SourceFile
 from data_prep.tokenize_file import read_tokens
 from llmshearing.errors import InputError
@@ -26,7 +28,8 @@ from llmshearing.fileio import read_json, write_json
 
 log = logging.getLogger(__name__)
 
-#: Above this share of a domain's tokens, what is kept from training is worth a warning.
+#: Above these shares of a domain's tokens, those in no sequence and those held out are worth a warning.
+LARGE_DROPPED_SHARE = 0.05
 LARGE_EVAL_SHARE = 0.2
 
 
@@ -87,14 +90,20 @@ class Packer:
 
 
 class SplitWriter:
-    """Packs the documents of one split into an MDS folder, up to ``max_sequences``."""
+    """Packs the documents of one split into an MDS folder, up to ``max_sequences``.
 
-    def __init__(self, folder: Path, settings: PackSettings, *, max_sequences: int | None = None) -> None:
+    ``limit``: the first tokens that are taken of each document; None takes it whole.
+    """
+
+    def __init__(
+        self, folder: Path, settings: PackSettings, *, max_sequences: int | None = None, limit: int | None = None
+    ) -> None:
         from streaming import MDSWriter  # imports torch: seconds that the first pass need not wait
 
         self.counts = SplitCounts()
         self._folder = folder
         self._max_sequences = max_sequences
+        self._limit = limit
         self._packer = Packer(settings)
         columns = {"tokens": f"ndarray:{settings.token_type}:{settings.seq_len}"}
         self._writer = MDSWriter(out=str(folder), columns=columns, hashes=["sha256"])
@@ -103,7 +112,8 @@ class SplitWriter:
         """Append one document."""
         self.counts.documents += 1
         self.counts.tokens += len(document)
-        for sequence in self._packer.add(document):
+        self.counts.dropped_tail_tokens += len(document[self._limit :]) if self._limit else 0
+        for sequence in self._packer.add(document[: self._limit]):
             if self.counts.sequences == self._max_sequences:
                 self.counts.dropped_tail_tokens += len(sequence)
             else:
@@ -126,7 +136,7 @@ def pack_domain(
     *,
     work: Path,
     settings: PackSettings,
-    eval_hashes: frozenset[int],
+    eval_documents: EvalDocuments,
     held_out: frozenset[int],
     on_tokens: Callable[[int], object],
 ) -> dict[str, Any]:
@@ -137,7 +147,7 @@ def pack_domain(
         files: its files, in the order in which they are packed.
         work: folder of the tokenized files.
         settings: how documents become sequences.
-        eval_hashes: the documents of this domain's eval split; each text goes there once.
+        eval_documents: the documents of this domain's eval split; each text goes there once.
         held_out: those of all domains: no document with such a text is trained on.
         on_tokens: called with the number of tokens of each document that is done.
 
@@ -156,20 +166,24 @@ def pack_domain(
     for folder in folders.values():
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted here
     train = SplitWriter(folders["train"], settings)
-    evaluation = SplitWriter(folders["eval"], settings, max_sequences=settings.eval_sequences)
-    missing = set(eval_hashes)
+    evaluation = SplitWriter(
+        folders["eval"], settings, max_sequences=settings.eval_sequences, limit=eval_documents.limit
+    )
+    # Few, and packed once all are known: in the order of their hashes, not of the files.
+    wanted, found = frozenset(eval_documents.hashes), dict[int, NDArray[np.integer]]()
     duplicates = {"documents": 0, "tokens": 0}
     for file in files:
         for text, tokens in read_tokens(work, file, settings.token_type):
-            if text in missing:
-                missing.remove(text)
-                evaluation.add(tokens)
+            if text in wanted and text not in found:
+                found[text] = tokens
             elif text in held_out:
                 duplicates["documents"] += 1
                 duplicates["tokens"] += len(tokens)
             else:
                 train.add(tokens)
             on_tokens(len(tokens))
+    for text in eval_documents.hashes:
+        evaluation.add(found[text])
     splits = {"train": train.finish(), "eval": evaluation.finish()}
     if splits["train"].sequences == 0:
         raise InputError(
@@ -185,14 +199,40 @@ def pack_domain(
         "duplicates_of_eval": duplicates,
         **{name: asdict(split) for name, split in splits.items()},
     }
-    kept_back = 1 - splits["train"].tokens / counts["tokens"]
-    if kept_back > LARGE_EVAL_SHARE:
-        log.warning(
-            "Domain '%s': %.0f%% of its tokens are held out, since a document is held out whole. If that is too much, "
-            "split its documents or lower --eval-sequences.",
-            domain,
-            100 * kept_back,
-        )
+    _warn(domain, counts, settings)
     os.sync()  # the shards, before the record that declares them finished
     write_json(finished, counts)
     return counts
+
+
+def _warn(domain: str, counts: dict[str, Any], settings: PackSettings) -> None:
+    """Log what a domain loses to training that the user may not expect."""
+    train, evaluation, tokens = counts["train"], counts["eval"], counts["tokens"]
+    for split, dropped, why in (
+        (
+            "eval",
+            evaluation["dropped_tail_tokens"],
+            f"a document is held out whole, and {settings.eval_sequences} eval sequences hold "
+            f"{settings.eval_sequences * settings.seq_len:,} tokens. Split its documents, such as books into chapters",
+        ),
+        ("train", train["dropped_tail_tokens"], "the last sequence would not be full. Lower --seq-len"),
+    ):
+        if dropped > LARGE_DROPPED_SHARE * tokens:
+            log.warning(
+                "Domain '%s': %.0f%% of its tokens (%s of %s) are in no sequence of its %s split: %s.",
+                domain,
+                100 * dropped / tokens,
+                f"{dropped:,}",
+                f"{tokens:,}",
+                split,
+                why,
+            )
+    used = settings.eval_sequences * settings.seq_len
+    if used > LARGE_EVAL_SHARE * tokens:
+        log.warning(
+            "Domain '%s': %d eval sequences take %.0f%% of its tokens from training. Lower --eval-sequences, or add "
+            "documents.",
+            domain,
+            settings.eval_sequences,
+            100 * used / tokens,
+        )

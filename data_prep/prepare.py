@@ -3,7 +3,7 @@
 1. ``readers``: the files of ``INPUT/<domain>/`` (.jsonl[.gz|.zst], .parquet, .txt) give documents;
 2. ``tokenize_file``: worker processes tokenize them, file by file, into ``OUT/.partial``, with a hash of each text;
 3. ``holdout``: the documents of smallest hash are each domain's eval documents, until they fill E sequences;
-4. ``pack``: those go into ``eval`` and the rest into ``train``, packed to S tokens, domain by domain, as MDS folders;
+4. ``pack``: those go into ``eval``, by their hashes, and the rest into ``train``, packed to S tokens, as MDS folders;
 5. ``OUT/{train,eval}/<domain>/`` and ``OUT/manifest.json`` appear, ``OUT/.partial`` goes.
 
 The output is the same, byte for byte, for any number of workers and after any number of interruptions: run the same
@@ -16,7 +16,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,19 +24,18 @@ from typing import Any
 from tqdm import tqdm
 
 from data_prep.holdout import hold_out
-from data_prep.output import complete_manifest, discard_packed, publish, work_folder
+from data_prep.output import Domains, complete_manifest, discard_packed, publish, work_folder
 from data_prep.pack import PackSettings, pack_domain
 from data_prep.readers import SourceFile, check_beginning, find_domains
 from data_prep.tokenize_file import TokenizedFile, finished_part, part_path
 from data_prep.tokenizer import TOKEN_TYPES, Encoder, Tokenizer, load_tokenizer
 from data_prep.workers import tokenize_files
-from llmshearing.errors import InputError, cli
+from llmshearing.errors import InputError, cli, naming
 
 log = logging.getLogger("data_prep.prepare")
 
-FORMAT = 1
-
-Domains = Mapping[str, Sequence[SourceFile]]
+FORMAT = 2
+LARGEST = 2**31 - 1
 
 
 def prepare(
@@ -76,8 +75,14 @@ def prepare(
     """
     least = {"--seq-len": (seq_len, 2), "--eval-sequences": (eval_sequences, 1), "--workers": (num_workers, 1)}
     for option, (value, minimum) in least.items():
-        if value < minimum:
-            raise InputError(f"{option} {value} is too small: at least {minimum}.")
+        if not minimum <= value <= LARGEST:
+            raise InputError(f"{option} {value} is out of range: from {minimum} to {LARGEST}.")
+    if not 0 <= max_bad_share <= 1:  # nan is neither
+        raise InputError(f"--max-bad-share {max_bad_share} is no share: from 0 to 1, 0.01 for one line in a hundred.")
+    if text_key == "":
+        raise InputError("--text-key '' is empty. Name the key, or leave it out for the usual ones.")
+    if out.resolve().is_relative_to(corpus.resolve()):
+        raise InputError(f"OUT '{out}' lies in INPUT '{corpus}' and would become a domain of it. Choose another OUT.")
     packing = PackSettings(
         seq_len=seq_len,
         token_type=tokenizer.token_type(token_type),
@@ -85,6 +90,8 @@ def prepare(
         eos_id=_special_token("eos", eos, tokenizer.eos_id, tokenizer.name),
         eval_sequences=eval_sequences,
     )
+    if packing.extra == 0:
+        log.warning("Documents follow one another with nothing between them: neither BOS nor EOS is put there.")
     domains = find_domains(corpus)
     for files in domains.values():
         check_beginning(files[0], text_key=text_key)
@@ -95,18 +102,23 @@ def prepare(
         "text_key": text_key,
         "input": {name: _size(files) for name, files in domains.items()},
     }
-    if manifest := complete_manifest(out, settings):
+    if manifest := complete_manifest(out, settings, domains):
         log.info("%s is complete already.", out)
         return manifest
     with work_folder(out, settings) as work:
         _tokenize(domains, tokenizer.encoder, num_workers, work=work, token_type=packing.token_type, text_key=text_key)
         parts = {name: _parts(files, work) for name, files in domains.items()}
-        bad_lines = {name: _check_bad_lines(name, parts[name], max_bad_share) for name in domains}
-        num_tokens = sum(part.tokens for members in parts.values() for part in members)
-        counts = _pack(domains, num_tokens, work=work, settings=packing)
-        manifest = {**settings, "domains": {name: {"bad_lines": bad_lines[name], **counts[name]} for name in domains}}
+        unused = {name: _check_bad_lines(name, list(parts[name].values()), max_bad_share) for name in domains}
+        num_tokens = sum(part.tokens for members in parts.values() for part in members.values())
+        with naming(out):
+            counts = _pack(domains, num_tokens, work=work, settings=packing)
+        manifest = {**settings, "domains": {name: {**unused[name], **counts[name]} for name in domains}}
         bad_line_files = (part_path(work, file, ".bad.jsonl") for files in domains.values() for file in files)
-        publish(out, work, bad_lines=bad_line_files, manifest=manifest)
+        files_read = {
+            name: {file: {key: getattr(part, key) for key in ("bytes", "mtime_ns", "sha256")} for file, part in members}
+            for name, members in ((name, parts[name].items()) for name in domains)
+        }
+        publish(out, work, bad_lines=bad_line_files, files=files_read, manifest=manifest)
     return manifest
 
 
@@ -142,31 +154,34 @@ def _tokenize(
             bar.update(sum(sizes[file] for file, _ in finished))
 
 
-def _parts(files: Sequence[SourceFile], work: Path) -> list[TokenizedFile]:
-    parts = []
+def _parts(files: Sequence[SourceFile], work: Path) -> dict[str, TokenizedFile]:
+    parts = {}
     for file in files:
         part = finished_part(work, file)
         if part is None:
             raise InputError(f"'{file.path}' changed while it was read. Run the command again.")
-        parts.append(part)
+        parts[file.name] = part
     return parts
 
 
-def _check_bad_lines(domain: str, parts: Sequence[TokenizedFile], max_share: float) -> int:
-    """The number of unreadable lines of a domain.
+def _check_bad_lines(domain: str, parts: Sequence[TokenizedFile], max_share: float) -> dict[str, int]:
+    """The numbers of unreadable lines and of empty documents of a domain.
 
     Raises:
-        InputError: they are more than ``max_share`` of its lines.
+        InputError: unreadable are more than ``max_share`` of its lines.
     """
     bad = sum(part.bad_lines for part in parts)
+    empty = sum(part.empty_documents for part in parts)
     if bad:
-        share = bad / (bad + sum(part.documents for part in parts))
+        share = bad / (bad + empty + sum(part.documents for part in parts))
         first = next(part.first_bad_line for part in parts if part.bad_lines)
         message = f"Domain '{domain}' has {bad} unreadable lines ({share:.2%}), the first at {first}."
         if share > max_share:
             raise InputError(f"{message} That is above --max-bad-share {max_share}: repair them or raise it.")
         log.warning("%s See bad_lines.jsonl.", message)
-    return bad
+    if empty:
+        log.warning("Domain '%s' has %d empty documents; they are left out.", domain, empty)
+    return {"bad_lines": bad, "empty_documents": empty}
 
 
 def _pack(domains: Domains, num_tokens: int, *, work: Path, settings: PackSettings) -> dict[str, dict[str, Any]]:
@@ -175,7 +190,7 @@ def _pack(domains: Domains, num_tokens: int, *, work: Path, settings: PackSettin
         name: hold_out(name, files, work=work, num_tokens=needed, extra=settings.extra)
         for name, files in domains.items()
     }
-    held_out = frozenset().union(*chosen.values())
+    held_out = frozenset().union(*(documents.hashes for documents in chosen.values()))
     with tqdm(total=num_tokens, desc="packing", unit=" tokens", unit_scale=True, mininterval=1) as bar:
         return {
             name: pack_domain(
@@ -183,7 +198,7 @@ def _pack(domains: Domains, num_tokens: int, *, work: Path, settings: PackSettin
                 files,
                 work=work,
                 settings=settings,
-                eval_hashes=chosen[name],
+                eval_documents=chosen[name],
                 held_out=held_out,
                 on_tokens=bar.update,
             )

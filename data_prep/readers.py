@@ -10,6 +10,7 @@ import io
 import itertools
 import json
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,6 +61,17 @@ class BadLine:
     reason: str
 
 
+@dataclass(frozen=True)
+class EmptyDocument:
+    """A line, row or file whose text is the empty string: readable, but nothing to train on."""
+
+    line: int
+
+
+#: What a line, a row or a text file can turn out to be.
+Item = Document | BadLine | EmptyDocument
+
+
 def file_format(path: Path) -> str | None:
     """The one of ``FORMATS`` that a file name stands for, or None."""
     compressed = path.suffix in COMPRESSIONS
@@ -70,9 +82,12 @@ def file_format(path: Path) -> str | None:
 def find_domains(corpus: Path) -> dict[str, tuple[SourceFile, ...]]:
     """The readable files of every domain of ``corpus``, both in order of their names; hidden files are left out.
 
+    Links are followed, to files and to folders.
+
     Raises:
-        InputError: there is no such folder, no domain in it, a domain without a readable file, or a .jsonl or .parquet
-            file outside any domain.
+        InputError: there is no such folder, no domain in it, a domain without a readable file, a .jsonl or .parquet
+            file outside any domain, a link that leads nowhere or back to a folder it lies in, or a name that is not
+            UTF-8.
     """
     if not corpus.is_dir():
         raise InputError(f"There is no folder '{corpus}'. Give a folder with one folder of documents per domain.")
@@ -82,14 +97,13 @@ def find_domains(corpus: Path) -> dict[str, tuple[SourceFile, ...]]:
     if stray:
         raise InputError(f"'{corpus / stray[0]}' belongs to no domain. Move it into a folder: {corpus}/<domain>/.")
     domains = {}
-    for folder in sorted(path for path in corpus.iterdir() if path.is_dir() and not path.name.startswith(".")):
+    for folder in sorted(path for path in corpus.iterdir() if not path.name.startswith(".") and _is_folder(path)):
         files = []
-        for path in folder.rglob("*"):
-            name = path.relative_to(folder)
-            if not path.is_file() or any(part.startswith(".") for part in name.parts):
-                continue
-            if file_format(path):
-                files.append(SourceFile(folder.name, name.as_posix(), path))
+        for path in _walk(folder):
+            if not path.is_file():
+                log.warning("%s is left out: it is no regular file.", path)
+            elif file_format(path):
+                files.append(SourceFile(folder.name, path.relative_to(folder).as_posix(), path))
             else:
                 log.warning("%s is left out: its name ends in none of %s (.gz, .zst).", path, ", ".join(FORMATS))
         if not files:
@@ -100,7 +114,29 @@ def find_domains(corpus: Path) -> dict[str, tuple[SourceFile, ...]]:
     return domains
 
 
-def read_documents(path: Path, *, text_key: str | None = None) -> Iterator[Document | BadLine]:
+def _walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Everything below ``folder`` that is not a folder, without what is hidden."""
+    real = folder.resolve()
+    if real in above:
+        raise InputError(f"'{folder}' is a link to a folder that it lies in, '{real}'. Remove the link.")
+    for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
+        if _is_folder(path):
+            yield from _walk(path, (*above, real))
+        else:
+            yield path
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        path.name.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"The file name {str(path)!a} is not UTF-8. Rename it.") from None
+    if path.is_symlink() and not path.exists():
+        raise InputError(f"'{path}' is a link to '{os.readlink(path)}', which does not exist. Restore or remove it.")
+    return path.is_dir()
+
+
+def read_documents(path: Path, *, text_key: str | None = None) -> Iterator[Item]:
     """Stream the documents of one file.
 
     Args:
@@ -108,7 +144,7 @@ def read_documents(path: Path, *, text_key: str | None = None) -> Iterator[Docum
         text_key: key (column) of the text; default: the first of ``TEXT_KEYS`` that a line (a file) has.
 
     Yields:
-        a ``Document`` or a ``BadLine`` for each line that is not blank, in the file's order.
+        a ``Document``, a ``BadLine`` or an ``EmptyDocument`` for each line that is not blank, in the file's order.
 
     Raises:
         InputError: the file as a whole cannot be read.
@@ -145,17 +181,19 @@ def _open(path: Path) -> Iterator[IO[bytes]]:
     if compression is None:
         with path.open("rb") as file:
             yield file
+    elif path.stat().st_size == 0:  # not even a header; Arrow would take it for the end
+        raise OSError("it is empty")
     else:
         # Arrow's streams read every frame and refuse a truncated one; zstandard's reader takes it for the end.
         with pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), compression) as stream:
             yield io.BufferedReader(stream, buffer_size=1 << 20)
 
 
-def _document(line: int, text: object) -> Document | BadLine:
+def _document(line: int, text: object) -> Item:
     if not isinstance(text, str):
         return BadLine(line, f"the text is {type(text).__name__}, not a string")
     if not text:
-        return BadLine(line, "the text is empty")
+        return EmptyDocument(line)
     try:
         text.encode()
     except UnicodeEncodeError:  # JSON can spell lone surrogates ("\ud800"), which are no characters
@@ -163,7 +201,7 @@ def _document(line: int, text: object) -> Document | BadLine:
     return Document(line, text)
 
 
-def _read_jsonl(path: Path, keys: tuple[str, ...]) -> Iterator[Document | BadLine]:
+def _read_jsonl(path: Path, keys: tuple[str, ...]) -> Iterator[Item]:
     with _open(path) as file:
         for number, raw in enumerate(file, start=1):
             if not raw.strip():
@@ -174,7 +212,7 @@ def _read_jsonl(path: Path, keys: tuple[str, ...]) -> Iterator[Document | BadLin
             except UnicodeDecodeError as error:
                 yield BadLine(number, f"not UTF-8: {error.reason} at byte {error.start}")
                 continue
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:  # also of an integer with too many digits
                 yield BadLine(number, f"not JSON: {error}")
                 continue
             if not isinstance(record, dict):
@@ -187,7 +225,7 @@ def _read_jsonl(path: Path, keys: tuple[str, ...]) -> Iterator[Document | BadLin
             yield _document(number, record[key])
 
 
-def _read_parquet(path: Path, keys: tuple[str, ...]) -> Iterator[Document | BadLine]:
+def _read_parquet(path: Path, keys: tuple[str, ...]) -> Iterator[Item]:
     with pyarrow.parquet.ParquetFile(path) as file:
         columns = file.schema_arrow.names
         key = next((key for key in keys if key in columns), None)
@@ -200,10 +238,14 @@ def _read_parquet(path: Path, keys: tuple[str, ...]) -> Iterator[Document | BadL
         for batch in file.iter_batches(batch_size=256, columns=[key]):
             for text in batch.column(0):
                 number += 1
-                yield _document(number, text.as_py())
+                try:
+                    item = _document(number, text.as_py())
+                except ValueError as error:  # a column of strings may hold any bytes
+                    item = BadLine(number, f"no text: {error}")
+                yield item
 
 
-def _read_text(path: Path) -> Iterator[Document | BadLine]:
+def _read_text(path: Path) -> Iterator[Item]:
     with _open(path) as file:
         try:
             yield _document(1, file.read().decode("utf-8-sig"))

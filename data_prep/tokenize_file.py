@@ -2,7 +2,8 @@
 
 ``<file>.tokens`` holds the ids of all documents without BOS and EOS, back to back; ``<file>.index`` a ``RECORD`` per
 document; ``<file>.bad.jsonl`` the bad lines; ``<file>.json`` the counts. The last is written last and makes the file a
-finished one: a restart takes it as it is while the input file has the same size and time.
+finished one: a restart takes it as it is while the input file has the same size and time. Until then all is in
+``UNFINISHED``, which a restart empties.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import itertools
 import json
 import os
+import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,8 +21,9 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.readers import BadLine, Document, SourceFile, read_documents
+from data_prep.readers import BadLine, Document, Item, SourceFile, read_documents
 from data_prep.tokenizer import Encoder
+from llmshearing.errors import naming
 from llmshearing.fileio import read_json, write_json
 
 #: One document of an index: hash of its text, and its number of tokens.
@@ -28,6 +31,10 @@ RECORD = np.dtype([("hash", "<u8"), ("tokens", "<u8")])
 #: A batch for the tokenizer ends when it has this many characters or documents.
 BATCH_CHARACTERS = 1 << 20
 BATCH_DOCUMENTS = 1024
+#: Folder of what workers have not finished.
+UNFINISHED = "unfinished"
+#: Characters of a bad line's reason that are reported: it may quote the line.
+LONGEST_REASON = 500
 
 
 def text_hash(text: str) -> int:
@@ -40,16 +47,19 @@ class TokenizedFile:
     """What the first pass found in one input file.
 
     Attributes:
-        bytes, mtime_ns: size and time of the input file when it was read.
+        bytes, mtime_ns, sha256: size, time and content of the input file when it was read.
         documents, tokens: documents, and their tokens without BOS and EOS.
+        empty_documents: those without any text, which are not among ``documents``.
         bad_lines: lines that held no readable document.
         first_bad_line: the first of them, as ``file:line: reason``.
     """
 
     bytes: int
     mtime_ns: int
+    sha256: str
     documents: int
     tokens: int
+    empty_documents: int
     bad_lines: int
     first_bad_line: str | None
 
@@ -73,30 +83,44 @@ def finished_part(work: Path, file: SourceFile) -> TokenizedFile | None:
     return part if (part.bytes, part.mtime_ns) == (stat.st_size, stat.st_mtime_ns) else None
 
 
-class BadLines:
-    """The bad lines of one file, written to ``report`` as they come: there may be more than memory holds.
+class Sieve:
+    """Lets the documents of one file through, counts the rest and writes bad lines to ``report``, many as they may be.
 
     Attributes:
-        count: how many there were.
-        first: the first of them, as ``file:line: reason``.
+        empty: how many documents had no text.
+        bad: how many lines were bad.
+        first_bad: the first of them, as ``file:line: reason``.
     """
 
     def __init__(self, file: SourceFile, report: IO[bytes]) -> None:
-        self.count = 0
-        self.first: str | None = None
+        self.empty = self.bad = 0
+        self.first_bad: str | None = None
         self._file, self._report = file, report
 
-    def sift(self, documents: Iterable[Document | BadLine]) -> Iterator[Document]:
-        """The readable documents; the others go to the report."""
-        for document in documents:
-            if isinstance(document, Document):
-                yield document
-                continue
-            self.count += 1
-            self.first = self.first or f"{self._file.path}:{document.line}: {document.reason}"
-            name = f"{self._file.domain}/{self._file.name}"
-            line = {"file": name, "line": document.line, "reason": document.reason}
-            self._report.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+    def documents(self, items: Iterable[Item]) -> Iterator[Document]:
+        """The readable documents."""
+        for item in items:
+            if isinstance(item, Document):
+                yield item
+            elif isinstance(item, BadLine):
+                reason = _printable(item.reason[:LONGEST_REASON])
+                self.bad += 1
+                self.first_bad = self.first_bad or f"{_printable(str(self._file.path))}:{item.line}: {reason}"
+                line = {"file": f"{self._file.domain}/{self._file.name}", "line": item.line, "reason": reason}
+                self._report.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            else:
+                self.empty += 1
+
+
+def _printable(text: str) -> str:
+    """With lone surrogates, which a key of JSON or a path may have, spelled out."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def tokenize_file(
@@ -108,28 +132,44 @@ def tokenize_file(
         InputError: the file cannot be read.
     """
     stat = file.path.stat()
-    part_path(work, file, "").parent.mkdir(parents=True, exist_ok=True)
+    sha256 = file_sha256(file.path)
     documents = tokens = 0
-    # A name of its own for each process: a killed run's last worker may still be writing when the next run starts.
-    endings = (".tokens", ".index", ".bad.jsonl")
-    temporary = {ending: part_path(work, file, f"{ending}.{os.getpid()}") for ending in endings}
-    with (
-        temporary[".tokens"].open("wb") as token_file,
-        temporary[".index"].open("wb") as index_file,
-        temporary[".bad.jsonl"].open("wb") as report,
-    ):
-        bad_lines = BadLines(file, report)
-        for batch in _batches(bad_lines.sift(read_documents(file.path, text_key=text_key))):
-            count = _write_batch(encoder, batch, token_type, token_file, index_file)
-            documents += len(batch)
-            tokens += count
-            yield count
-        for written in (token_file, index_file, report):  # before the record that declares them finished
-            written.flush()
-            os.fsync(written.fileno())
-    for ending, path in temporary.items():
-        os.replace(path, part_path(work, file, ending))
-    part = TokenizedFile(stat.st_size, stat.st_mtime_ns, documents, tokens, bad_lines.count, bad_lines.first)
+    (work / UNFINISHED).mkdir(parents=True, exist_ok=True)
+    # A name of its own: a killed run's last worker may still be writing when the next run starts.
+    name = uuid.uuid4().hex
+    temporary = {ending: work / UNFINISHED / f"{name}{ending}" for ending in (".tokens", ".index", ".bad.jsonl")}
+    try:
+        with (
+            naming(work),
+            temporary[".tokens"].open("wb") as token_file,
+            temporary[".index"].open("wb") as index_file,
+            temporary[".bad.jsonl"].open("wb") as report,
+        ):
+            sieve = Sieve(file, report)
+            for batch in _batches(sieve.documents(read_documents(file.path, text_key=text_key))):
+                count = _write_batch(encoder, batch, token_type, token_file, index_file)
+                documents += len(batch)
+                tokens += count
+                yield count
+            for written in (token_file, index_file, report):  # before the record that declares them finished
+                written.flush()
+                os.fsync(written.fileno())
+        part_path(work, file, "").parent.mkdir(parents=True, exist_ok=True)
+        for ending, path in temporary.items():
+            os.replace(path, part_path(work, file, ending))
+    finally:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
+    part = TokenizedFile(
+        bytes=stat.st_size,
+        mtime_ns=stat.st_mtime_ns,
+        sha256=sha256,
+        documents=documents,
+        tokens=tokens,
+        empty_documents=sieve.empty,
+        bad_lines=sieve.bad,
+        first_bad_line=sieve.first_bad,
+    )
     write_json(part_path(work, file, ".json"), asdict(part))
 
 
@@ -170,6 +210,7 @@ def _write_batch(
     records["hash"] = [text_hash(text) for text in texts]
     records["tokens"] = [len(ids) for ids in encoded]
     total = int(records["tokens"].sum())
-    np.fromiter(itertools.chain.from_iterable(encoded), token_type, total).tofile(token_file)
-    records.tofile(index_file)
+    # Not by ndarray.tofile, whose error does not say that the disk is full.
+    token_file.write(np.fromiter(itertools.chain.from_iterable(encoded), token_type, total).data)
+    index_file.write(records.data)
     return total

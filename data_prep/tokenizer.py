@@ -8,6 +8,7 @@ front of the import path, where it would hide the library of that name.
 from __future__ import annotations
 
 import hashlib
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,7 +113,11 @@ def load_tokenizer(name: str) -> Tokenizer:
     Raises:
         InputError: there is none of that name, or it cannot be loaded.
     """
-    return _load_sentencepiece(name) if name.endswith(".model") else _load_huggingface(name)
+    is_model = name.endswith(".model") and not Path(name).is_dir()
+    tokenizer = _load_sentencepiece(name) if is_model else _load_huggingface(name)
+    if tokenizer.vocab_size < 1:
+        raise InputError(f"The tokenizer '{name}' has no tokens. Give another one.")
+    return tokenizer
 
 
 def _load_sentencepiece(name: str) -> Tokenizer:
@@ -121,9 +126,11 @@ def _load_sentencepiece(name: str) -> Tokenizer:
         raise InputError(f"There is no sentencepiece model '{name}'.")
     model = path.read_bytes()
     try:
+        if not model:
+            raise RuntimeError("it is empty")
         encoder = SentencePieceEncoder(model)
     except (RuntimeError, OSError) as error:
-        raise InputError(f"'{name}' is not a sentencepiece model: {error}.") from error
+        raise InputError(f"'{name}' is not a sentencepiece model: {_first_line(error)}.") from error
     processor = encoder._processor
     return Tokenizer(
         name=name,
@@ -138,24 +145,34 @@ def _load_sentencepiece(name: str) -> Tokenizer:
 def _load_huggingface(name: str) -> Tokenizer:
     import transformers
 
+    remedy = "Give a folder with a tokenizer.json, a hub id, or a sentencepiece *.model file."
+    path = Path(name)
+    is_path = (
+        path.exists() or path.is_absolute() or name.startswith(".") or (path.parent != Path() and path.parent.is_dir())
+    )
+    if is_path and not path.is_dir():  # the hub would be asked for half a minute where there is no network
+        raise InputError(f"There is no folder '{name}' of a tokenizer. {remedy}")
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise InputError(
-            f"No tokenizer can be loaded from '{name}': {str(error).splitlines()[0]} "
-            "Give a folder with a tokenizer.json, a hub id, or a sentencepiece *.model file."
-        ) from error
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        vocabulary = tokenizer.get_vocab()
+    except Exception as error:  # whatever the files make transformers and tokenizers stumble over
+        raise InputError(f"No tokenizer can be loaded from '{name}': {_first_line(error)} {remedy}") from error
     encoder: Encoder = (
         FastEncoder(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else SlowEncoder(tokenizer)
     )
     return Tokenizer(
         name=name,
         encoder=encoder,
-        vocab_size=max(tokenizer.get_vocab().values()) + 1,
+        vocab_size=max(vocabulary.values(), default=-1) + 1,
         bos_id=tokenizer.bos_token_id,
         eos_id=tokenizer.eos_token_id,
         sha256=_file_hashes(name, {"tokenizer.json", "tokenizer_config.json", *tokenizer.vocab_files_names.values()}),
     )
+
+
+def _first_line(error: Exception) -> str:
+    # transformers lists all the models it knows.
+    return textwrap.shorten(next(iter(str(error).splitlines()), ""), 200) or type(error).__name__
 
 
 def _file_hashes(name: str, file_names: set[str]) -> dict[str, str]:

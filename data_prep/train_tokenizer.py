@@ -21,24 +21,32 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
 
-from data_prep.readers import Document, find_domains, read_documents
+from data_prep.readers import BadLine, Document, find_domains, read_documents
 from llmshearing.errors import InputError, cli
 from llmshearing.fileio import new_folder
 
 log = logging.getLogger("data_prep.train_tokenizer")
 
 SPACE = "▁"
+LARGEST = {"--vocab-size": 2**31 - 1, "--bytes-per-domain": 2**62}
 SPECIAL = ("<unk>", "<s>", "</s>")
 
 
 def sample_lines(corpus: Path, *, bytes_per_domain: int) -> Iterator[str]:
-    """Random lines of each domain's documents, the same ones on every call, about ``bytes_per_domain`` in all."""
-    for files in find_domains(corpus).values():
-        share = bytes_per_domain / sum(file.path.stat().st_size for file in files)
+    """Random lines of each domain's documents, the same ones on every call, about ``bytes_per_domain`` in all.
+
+    Lines of a file that hold no readable document are left out; that is logged.
+    """
+    for domain, files in find_domains(corpus).items():
+        share = bytes_per_domain / max(sum(file.path.stat().st_size for file in files), 1)
         generator = random.Random(0)
-        for document in itertools.chain.from_iterable(read_documents(file.path) for file in files):
-            if isinstance(document, Document):
-                yield from (line for line in document.text.split("\n") if generator.random() < share and line.strip())
+        bad = 0
+        for item in itertools.chain.from_iterable(read_documents(file.path) for file in files):
+            if isinstance(item, Document):
+                yield from (line for line in item.text.split("\n") if generator.random() < share and line.strip())
+            bad += isinstance(item, BadLine)
+        if bad:
+            log.warning("Domain '%s' has %d unreadable lines; the tokenizer is trained without them.", domain, bad)
 
 
 def train_sentencepiece(lines: Iterator[str], *, vocab_size: int) -> bytes:
@@ -117,12 +125,24 @@ def train(corpus: Path, out: Path, *, vocab_size: int, bytes_per_domain: int, ov
         overwrite: replace an existing ``out``.
 
     Raises:
-        InputError: the corpus cannot be read or is too small, or ``out`` exists.
+        InputError: the corpus cannot be read or is too small, a number is out of range, or ``out`` exists or lies in
+            the corpus.
     """
+    for option, value in {"--vocab-size": vocab_size, "--bytes-per-domain": bytes_per_domain}.items():
+        if not 1 <= value <= LARGEST[option]:
+            raise InputError(f"{option} {value} is out of range: from 1 to {LARGEST[option]}.")
+    if corpus.resolve().is_relative_to(out.resolve()) or out.resolve().is_relative_to(corpus.resolve()):
+        raise InputError(f"OUT '{out}' and CORPUS '{corpus}' lie in one another. Choose another OUT.")
+    if overwrite and out.exists() and not (out / "tokenizer_config.json").is_file() and not _is_empty_folder(out):
+        raise InputError(f"'{out}' is not a tokenizer's folder and is not replaced. Choose another OUT.")
     with new_folder(out, overwrite=overwrite) as folder:
         model = train_sentencepiece(sample_lines(corpus, bytes_per_domain=bytes_per_domain), vocab_size=vocab_size)
         to_huggingface(model).save_pretrained(folder)
         (folder / "tokenizer.model").write_bytes(model)
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
 @cli

@@ -55,7 +55,9 @@ def tokenize_files(
     context = multiprocessing.get_context("spawn")  # a fork taken while threads run can deadlock
     tokens_made = context.Value("Q")
     stop = context.Event()
-    executor = ProcessPoolExecutor(num_workers, context, _start_worker, (encoder, tokens_made, stop))
+    executor = ProcessPoolExecutor(
+        max(min(num_workers, len(files)), 1), context, _start_worker, (encoder, tokens_made, stop)
+    )
     try:
         running = {executor.submit(_tokenize, file, work, token_type, text_key) for file in files}
         while running:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from demo.stages import Stage, run_stages
 from demo.summary import write_summary
+from llmshearing.errors import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = Path("runs/demo")
@@ -72,6 +73,7 @@ def _losses(model: str) -> str:
     return str(RUN / "losses" / f"{model}.json")
 
 
+@cli
 def main() -> None:
     """Run the stages, then summarise."""
     parser = argparse.ArgumentParser(prog="python -m demo.run", description=__doc__.split("\n\n")[0])

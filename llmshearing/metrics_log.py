@@ -14,7 +14,7 @@ from composer.core import Event, State
 from composer.loggers import Logger, LoggerDestination
 from composer.utils import dist
 
-from llmshearing.errors import InputError
+from llmshearing.errors import InputError, naming
 from llmshearing.fileio import write_text
 
 log = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ class MetricsLog(LoggerDestination):
         tokens = self._state.timestamp.token.value
         record = {"batch": self._batch, **({"tokens": tokens} if tokens else {}), "time": time.time(), **self._metrics}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
+        with naming(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
         self._metrics = {}
 

@@ -15,8 +15,8 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from llmshearing.data.carry import apportion_carried
 from llmshearing.data.permutation import derive_key, permute
-from llmshearing.data.proportions import apportion
 
 
 @lru_cache(maxsize=2)
@@ -37,6 +37,8 @@ class RoundPlan:
         used: samples of each domain used before the round, (domains,).
         seed: seed of all orders.
         held: later rounds keep these proportions, so nobody has to wait for an update.
+        owed: what rounding has left each domain short of before the round, (domains,), in the unit of ``carry.py``.
+            Empty: nothing.
     """
 
     number: int
@@ -46,6 +48,11 @@ class RoundPlan:
     used: tuple[int, ...]
     seed: int
     held: bool = False
+    owed: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.owed:
+            object.__setattr__(self, "owed", (0,) * len(self.used))
 
     @property
     def end(self) -> int:
@@ -55,24 +62,30 @@ class RoundPlan:
     @cached_property
     def counts(self) -> NDArray[np.int64]:
         """Samples of each domain in the round, (domains,)."""
-        return apportion(self.size, self.proportions)
+        return apportion_carried(self.size, self.proportions, self.owed)[0]
 
     def following(self, proportions: ArrayLike | None = None, *, rounds: int = 1) -> RoundPlan:
         """The plan ``rounds`` later, with new ``proportions`` or with the same ones."""
+        counts, owed = apportion_carried(rounds * self.size, self.proportions, self.owed)
         return dataclasses.replace(
             self,
             number=self.number + rounds,
             begin=self.begin + rounds * self.size,
             proportions=self.proportions if proportions is None else tuple(np.asarray(proportions, float).tolist()),
-            used=tuple((np.asarray(self.used, np.int64) + rounds * self.counts).tolist()),
+            used=tuple((np.asarray(self.used, np.int64) + counts).tolist()),
+            owed=owed,
         )
+
+    def reaches(self, sample: int) -> bool:
+        """Whether the round of absolute ``sample`` is known: it is this one, or follows from it."""
+        return sample >= self.begin and (self.held or sample < self.end)
 
     def covering(self, sample: int) -> RoundPlan | None:
         """The plan of the round that holds absolute ``sample``, or ``None`` where its update is still to come."""
+        if not self.reaches(sample):
+            return None
         rounds = (sample - self.begin) // self.size
-        if rounds == 0 or (rounds > 0 and self.held):
-            return self.following(rounds=rounds) if rounds else self
-        return None
+        return self.following(rounds=rounds) if rounds else self
 
     @cached_property
     def layout(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

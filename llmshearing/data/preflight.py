@@ -35,6 +35,20 @@ def check_names(kind: str, values: Mapping[str, float], domains: Iterable[str]) 
             raise InputError(f"The {kind} lack domain '{domain}'; they have {', '.join(sorted(values))}.")
 
 
+def check_duration(state: State) -> None:
+    """Check that training ends: the data is one endless epoch.
+
+    Raises:
+        InputError: it would not.
+    """
+    duration = state.max_duration
+    if duration is not None and duration.unit in (TimeUnit.EPOCH, TimeUnit.ITERATION):
+        raise InputError(
+            f"max_duration: '{duration.to_timestring()}' never comes, since the training data is one endless epoch. "
+            "Give it in batches, samples or tokens, such as 3200ba, 1000000sp or 400000000tok."
+        )
+
+
 def check_loader(state: State, dataset: DynamicStreamingDataset) -> None:
     """Check that the trainer takes batches as the dataset lays them out.
 
@@ -134,11 +148,6 @@ def report_exhaustion(state: State, dataset: DynamicStreamingDataset) -> None:
                 "Domain '%s' has %d samples left and can run out from batch %.0f on (at the present proportion: %.0f). "
                 "Then: %s.",
                 *(domain, left, worst, present, dataset.on_exhausted),
-            )
-        if 0 < share * plan.size < 0.5:
-            log.warning(
-                "Domain '%s' is due %.2g samples in a round of %d, and may get none: raise update_interval or floor.",
-                *(domain, share * plan.size, plan.size),
             )
 
 

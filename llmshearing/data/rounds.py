@@ -117,7 +117,7 @@ class Rounds:
         Raises:
             InputError: it is not.
         """
-        if (plan := self.newest).covering(sample) is None:
+        if not (plan := self.newest).reaches(sample):
             raise self._missing(plan)
 
     def wait_for(self, sample: int) -> RoundPlan | None:
@@ -160,5 +160,6 @@ class Rounds:
 
 def _parse(values: dict[str, Any]) -> Schedule:
     plan = values.pop("plan")
-    plan["proportions"], plan["used"] = tuple(plan["proportions"]), tuple(plan["used"])
+    for name in ("proportions", "used", "owed"):
+        plan[name] = tuple(plan[name])
     return Schedule(plan=RoundPlan(**plan), **values)

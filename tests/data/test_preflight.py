@@ -67,11 +67,10 @@ def test_a_cache_too_small_for_the_shuffled_blocks_is_reported(
     assert any("more than cache_limit (2e+04)" in message for message in caplog.messages)
 
 
-def test_a_share_of_less_than_half_a_sample_is_reported(make: Make, caplog: pytest.LogCaptureFixture) -> None:
-    trainer, _ = make(duration="1ba", dataset={"proportions": {"code": 0.5, "web": 0.495, "books": 0.005}})
-    with caplog.at_level(logging.WARNING):
-        trainer.fit()
-    assert any("'books' is due 0.24 samples in a round of 48" in message for message in caplog.messages)
+@pytest.mark.parametrize("duration", ["1ep", "2iter"])
+def test_a_duration_in_endless_epochs_is_refused(make: Make, duration: str) -> None:
+    with pytest.raises(InputError, match=f"^max_duration: '{duration}' never comes"):
+        make(duration=duration)
 
 
 def test_a_missing_evaluator_is_named(make: Make) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from data_prep.holdout import smallest_hashes
-from data_prep.tokenize_file import RECORD, text_hash
+from data_prep.holdout import EvalDocuments, hold_out, smallest_hashes
+from data_prep.readers import SourceFile
+from data_prep.tokenize_file import RECORD, part_path, text_hash
+
+WHOLE = 1 << 40
 
 
 def records(pairs: list[tuple[int, int]]) -> np.ndarray:
@@ -15,15 +20,40 @@ def records(pairs: list[tuple[int, int]]) -> np.ndarray:
 
 def test_documents_of_smallest_hash_until_they_fill() -> None:
     index = records([(50, 7), (10, 4), (30, 5), (20, 1), (40, 9)])
-    assert smallest_hashes([index], num_tokens=5, extra=0)["hash"].tolist() == [10, 20]
-    assert smallest_hashes([index], num_tokens=6, extra=0)["hash"].tolist() == [10, 20, 30]
-    assert smallest_hashes([index], num_tokens=6, extra=2)["hash"].tolist() == [10]
-    assert smallest_hashes([index], num_tokens=99, extra=0)["hash"].tolist() == [10, 20, 30, 40, 50]
+    assert smallest_hashes([index], num_tokens=5, extra=0, limit=WHOLE)["hash"].tolist() == [10, 20]
+    assert smallest_hashes([index], num_tokens=6, extra=0, limit=WHOLE)["hash"].tolist() == [10, 20, 30]
+    assert smallest_hashes([index], num_tokens=6, extra=2, limit=WHOLE)["hash"].tolist() == [10]
+    assert smallest_hashes([index], num_tokens=99, extra=0, limit=WHOLE)["hash"].tolist() == [10, 20, 30, 40, 50]
+    assert smallest_hashes([index], num_tokens=8, extra=0, limit=3)["hash"].tolist() == [10, 20, 30, 40]
+
+
+def chosen(work: Path, pairs: list[tuple[int, int]], *, num_tokens: int, extra: int = 0) -> EvalDocuments:
+    """What is held out of a domain of one file."""
+    file = SourceFile("d", "a.jsonl", work)
+    part_path(work, file, "").parent.mkdir(parents=True, exist_ok=True)
+    records(pairs).tofile(part_path(work, file, ".index"))
+    return hold_out("d", [file], work=work, num_tokens=num_tokens, extra=extra)
+
+
+def test_one_document_gives_at_most_half_of_the_eval_tokens(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    others = [(hash_, 10) for hash_ in range(2, 100)]
+    assert chosen(tmp_path, [*others, (1, 10_000)], num_tokens=40) == EvalDocuments((1, 2, 3), 20)
+    assert chosen(tmp_path, [*others, (1, 10_000)], num_tokens=40, extra=2) == EvalDocuments((1, 2, 3), 18)
+    assert chosen(tmp_path, [*others, (1, 10)], num_tokens=40) == EvalDocuments((1, 2, 3, 4), 20)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("pairs", [[(1, 500), (2, 500), (3, 500)], [(1, 500), (2, 3), (3, 4)]])
+def test_where_others_cannot_give_the_rest_one_document_may_be_all(
+    pairs: list[tuple[int, int]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert chosen(tmp_path, pairs, num_tokens=40).hashes == (1,)
+    assert "Domain 'd': one document gives 100% of its eval tokens" in caplog.text
 
 
 def test_a_duplicate_fills_only_once() -> None:
     index = records([(10, 4), (10, 4), (20, 4), (10, 4), (30, 4)])
-    assert smallest_hashes([index], num_tokens=8, extra=0)["hash"].tolist() == [10, 20]
+    assert smallest_hashes([index], num_tokens=8, extra=0, limit=WHOLE)["hash"].tolist() == [10, 20]
 
 
 @pytest.mark.parametrize("piece", [1, 3, 64, 5000])
@@ -31,10 +61,10 @@ def test_the_choice_does_not_depend_on_order_or_pieces(piece: int) -> None:
     generator = np.random.default_rng(piece)
     index = records([(int(h), int(n)) for h, n in generator.integers(1, 2000, (5000, 2))])
     index["tokens"] = index["hash"] % 97 + 1  # equal texts have equal lengths
-    whole = smallest_hashes([index], num_tokens=3000, extra=2)
+    whole = smallest_hashes([index], num_tokens=3000, extra=2, limit=WHOLE)
     generator.shuffle(index)
     pieces = [index[start : start + piece] for start in range(0, len(index), piece)]
-    assert np.array_equal(smallest_hashes(pieces, num_tokens=3000, extra=2), whole)
+    assert np.array_equal(smallest_hashes(pieces, num_tokens=3000, extra=2, limit=WHOLE), whole)
     assert (whole["tokens"] + 2).sum() >= 3000 > (whole["tokens"] + 2)[:-1].sum()
 
 

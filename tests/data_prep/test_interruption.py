@@ -132,15 +132,15 @@ def tokenized(tmp_path_factory: pytest.TempPathFactory, corpus: Path, tokenizer:
     return out
 
 
-# os.replace: settings, counts of 2 domains, train, eval, bad lines, manifest.
-# shutil.rmtree: 2 splits of 2 domains, then 2 splits in place, then the work folder.
+# os.replace: settings, counts of 2 domains, train, eval, bad lines, input, manifest.
+# shutil.rmtree: unfinished files, 2 splits of 2 domains, then 2 splits in place, then the work folder.
 PLACES = [
     (SplitWriter, "add", 700),
     (SplitWriter, "finish", 1),
     (SplitWriter, "finish", 4),
-    *((os, "replace", at) for at in range(1, 8)),
-    (shutil, "rmtree", 6),
+    *((os, "replace", at) for at in range(1, 9)),
     (shutil, "rmtree", 7),
+    (shutil, "rmtree", 8),
 ]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_prep.holdout import EvalDocuments
 from data_prep.pack import Packer, PackSettings, pack_domain
 from data_prep.readers import SourceFile
 from data_prep.tokenize_file import RECORD, part_path
@@ -51,15 +52,14 @@ def test_memory_is_that_of_a_shard_however_large_the_domain(tmp_path: Path) -> N
                 np.full(length, number % 1000, "uint16").tofile(tokens)
         records = np.array([(number, length) for number in range(documents)], RECORD)
         records.tofile(part_path(tmp_path, file, ".index"))
-        held_out = frozenset({7})
         tracemalloc.start()
         counts = pack_domain(
             f"{megabytes}",
             [file],
             work=tmp_path,
             settings=packing,
-            eval_hashes=held_out,
-            held_out=held_out,
+            eval_documents=EvalDocuments((7,), length),
+            held_out=frozenset({7}),
             on_tokens=lambda _: None,
         )
         peaks[megabytes] = tracemalloc.get_traced_memory()[1]

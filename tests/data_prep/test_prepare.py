@@ -117,19 +117,6 @@ def test_any_number_of_workers_gives_the_same_bytes(corpus: Path, tmp_path: Path
     assert content(tmp_path / "1") == content(tmp_path / "3")
 
 
-def test_names_and_order_of_files_do_not_change_what_is_held_out(
-    tmp_path: Path, tokenizer: Tokenizer, texts: list[str], write_jsonl: WriteJsonl
-) -> None:
-    write_jsonl(tmp_path / "one" / "code" / "a.jsonl", texts[:200])
-    write_jsonl(tmp_path / "two" / "code" / "x.jsonl", texts[120:200])
-    write_jsonl(tmp_path / "two" / "code" / "y.jsonl", reversed(texts[:120]))
-    counts = [
-        run(tmp_path / name, tmp_path / f"{name}.out", tokenizer)["domains"]["code"]["eval"] for name in ("one", "two")
-    ]
-    assert counts[0]["documents"] == counts[1]["documents"]
-    assert counts[0]["tokens"] == counts[1]["tokens"]
-
-
 def test_bos_and_eos_as_asked(corpus: Path, tmp_path: Path, tokenizer: Tokenizer, huggingface_folder: Path) -> None:
     manifest = run(corpus, tmp_path / "none", tokenizer, bos=False, eos=False)
     assert (manifest["bos_id"], manifest["eos_id"]) == (None, None)
@@ -197,9 +184,23 @@ def test_two_huge_documents_are_one_for_each_split(
     write_jsonl(tmp_path / "corpus" / "book" / "a.jsonl", ["\n".join(texts[:400]), "\n".join(texts[400:800])])
     book = run(tmp_path / "corpus", tmp_path / "out", tokenizer)["domains"]["book"]
     assert (book["train"]["documents"], book["eval"]["documents"]) == (1, 1)
-    share = 100 * book["eval"]["tokens"] / book["tokens"]
-    assert f"'book': {share:.0f}% of its tokens are held out" in caplog.text
-    assert book["eval"]["dropped_tail_tokens"] == book["eval"]["tokens"] + 2 - EVAL_SEQUENCES * SEQ_LEN
+    dropped = book["eval"]["dropped_tail_tokens"]
+    assert dropped == book["eval"]["tokens"] + 2 - EVAL_SEQUENCES * SEQ_LEN
+    assert f"'book': {100 * dropped / book['tokens']:.0f}% of its tokens" in caplog.text
+    assert "held out whole, and 3 eval sequences hold 192 tokens. Split its documents" in caplog.text
+
+
+def test_a_large_eval_split_and_a_large_rest_are_named(
+    tmp_path: Path, tokenizer: Tokenizer, texts: list[str], write_jsonl: WriteJsonl, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_jsonl(tmp_path / "corpus" / "code" / "a.jsonl", texts[:30])
+    tokens = sum(map(len, tokenizer.encoder.encode(texts[:30])))
+    half = tokens // 2
+    run(tmp_path / "corpus", tmp_path / "half", tokenizer, seq_len=half // 8, eval_sequences=8)
+    assert "'code': 8 eval sequences take 50% of its tokens from training" in caplog.text
+    caplog.clear()
+    run(tmp_path / "corpus", tmp_path / "long", tokenizer, seq_len=tokens // 3, eval_sequences=1)
+    assert re.search(r"'code': \d+% of its tokens .* are in no sequence of its train split: .*--seq-len", caplog.text)
 
 
 def test_a_complete_folder_is_left_as_it_is(corpus: Path, tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -218,7 +219,7 @@ def test_another_output_is_never_mixed_in(
     with pytest.raises(InputError, match=r"another 'seq_len': 64, now 32"):
         run(corpus, out, tokenizer, seq_len=32)
     write_jsonl(corpus / "code" / "c.jsonl", texts[:10])
-    with pytest.raises(InputError, match="another 'input'"):
+    with pytest.raises(InputError, match="another input: the file 'code/c.jsonl' is new"):
         run(corpus, out, tokenizer)
     (tmp_path / "foreign" / "train").mkdir(parents=True)
     with pytest.raises(InputError, match=r"no manifest\.json"):
@@ -226,7 +227,7 @@ def test_another_output_is_never_mixed_in(
 
 
 def test_two_runs_do_not_share_a_folder(corpus: Path, tmp_path: Path, tokenizer: Tokenizer) -> None:
-    settings = {"format": 1, "tokenizer": {"name": tokenizer.name}, "token_type": "uint16", "text_key": None}
+    settings = {"format": 2, "tokenizer": {"name": tokenizer.name}, "token_type": "uint16", "text_key": None}
     with work_folder(tmp_path / "out", settings), pytest.raises(InputError, match="Another run"):
         run(corpus, tmp_path / "out", tokenizer)
 

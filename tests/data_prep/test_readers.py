@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,15 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from data_prep.readers import BadLine, Document, SourceFile, check_beginning, find_domains, read_documents
+from data_prep.readers import (
+    BadLine,
+    Document,
+    EmptyDocument,
+    SourceFile,
+    check_beginning,
+    find_domains,
+    read_documents,
+)
 from llmshearing.errors import InputError
 
 WriteJsonl = Callable[..., Path]
@@ -73,19 +82,32 @@ def test_bad_lines_are_named_by_line_and_reason(tmp_path: Path) -> None:
         b'{"text": "\xff"}',
         b'{"text": ""}',
         b"[" * 100_000,
+        b'{"text": "x", "number": ' + b"9" * 5000 + b"}",
         b'{"text": "last"}',
     ]
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
     found = list(read_documents(tmp_path / "a.jsonl"))
     assert [document for document in found if isinstance(document, Document)] == [
         Document(1, "after a byte order mark"),
-        Document(11, "last"),
+        Document(12, "last"),
     ]
     reasons = {document.line: document.reason for document in found if isinstance(document, BadLine)}
-    assert list(reasons) == [3, 4, 5, 6, 7, 8, 9, 10]
-    expected = {3: "JSON", 4: "title", 5: "list", 6: "NoneType", 7: "surrogate", 8: "UTF-8", 9: "empty"}
+    assert list(reasons) == [3, 4, 5, 6, 7, 8, 10, 11]
+    assert [document.line for document in found if isinstance(document, EmptyDocument)] == [9]
+    expected = {3: "JSON", 4: "title", 5: "list", 6: "NoneType", 7: "surrogate", 8: "UTF-8", 11: "4300 digits"}
     for line, word in expected.items():
         assert word in reasons[line]
+
+
+def test_bytes_that_are_no_text_in_a_parquet_column_are_a_bad_row(tmp_path: Path) -> None:
+    wrong = pyarrow.Array.from_buffers(
+        pyarrow.string(), 2, [None, pyarrow.py_buffer(b"\0\0\0\0\1\0\0\0\3\0\0\0"), pyarrow.py_buffer(b"a\xff\xfe")]
+    )
+    pyarrow.parquet.write_table(pyarrow.table({"text": wrong}), tmp_path / "a.parquet")
+    first, second = read_documents(tmp_path / "a.parquet")
+    assert first == Document(1, "a")
+    assert isinstance(second, BadLine)
+    assert "utf-8" in second.reason
 
 
 def test_a_null_in_a_parquet_column_is_a_bad_row(tmp_path: Path) -> None:
@@ -109,9 +131,11 @@ def test_a_truncated_file_stops_with_its_name(
         path.write_bytes(
             gzip.compress(plain) if name.endswith("gz") else pyarrow.compress(plain, codec="zstd", asbytes=True)
         )
-    path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(InputError, match=name):
-        list(read_documents(path))
+    whole = path.read_bytes()
+    for part in (whole[:-200], b""):
+        path.write_bytes(part)
+        with pytest.raises(InputError, match=name):
+            list(read_documents(path))
 
 
 def test_a_parquet_file_without_the_column_lists_those_it_has(tmp_path: Path) -> None:
@@ -134,6 +158,50 @@ def test_domains_and_files_come_in_order(tmp_path: Path, caplog: pytest.LogCaptu
     assert list(domains) == ["book", "wiki"]
     assert "README.md" in caplog.text
     assert "hidden" not in caplog.text
+
+
+def test_links_are_followed_to_files_and_folders(tmp_path: Path) -> None:
+    for name in ("store/part/deep/a.jsonl", "corpus/wiki/b.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "corpus" / "wiki" / "more").symlink_to(tmp_path / "store" / "part")
+    (tmp_path / "corpus" / "wiki" / "c.jsonl").symlink_to(tmp_path / "store" / "part" / "deep" / "a.jsonl")
+    (tmp_path / "corpus" / "all").symlink_to(tmp_path / "store")
+    domains = find_domains(tmp_path / "corpus")
+    assert {domain: [file.name for file in files] for domain, files in domains.items()} == {
+        "all": ["part/deep/a.jsonl"],
+        "wiki": ["b.jsonl", "c.jsonl", "more/deep/a.jsonl"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("link", "target", "message"),
+    [
+        ("wiki/gone.jsonl", "nowhere", r"gone\.jsonl' is a link to 'nowhere', which does not exist"),
+        ("wiki/gone", "nowhere", r"gone' is a link to 'nowhere', which does not exist"),
+        ("gone", "nowhere", r"gone' is a link to 'nowhere', which does not exist"),
+        ("wiki/self", "self", r"self' is a link to 'self', which does not exist"),
+        ("wiki/part/again", "../../wiki", r"again' is a link to a folder that it lies in"),
+        ("wiki/part/corpus", "../..", r"wiki' is a link to a folder that it lies in|corpus/wiki/part/corpus"),
+    ],
+)
+def test_links_that_lead_nowhere_or_back_are_refused(link: str, target: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "wiki" / "part").mkdir(parents=True)
+    (tmp_path / "wiki" / "a.jsonl").touch()
+    (tmp_path / link).symlink_to(target)
+    with pytest.raises(InputError, match=message):
+        find_domains(tmp_path)
+
+
+def test_what_is_no_file_and_names_that_are_no_text_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "wiki").mkdir()
+    (tmp_path / "wiki" / "a.jsonl").touch()
+    os.mkfifo(tmp_path / "wiki" / "pipe.jsonl")
+    assert len(find_domains(tmp_path)["wiki"]) == 1
+    assert "pipe.jsonl is left out: it is no regular file" in caplog.text
+    os.close(os.open(os.fsencode(tmp_path / "wiki") + b"/\xff.jsonl", os.O_CREAT))
+    with pytest.raises(InputError, match="not UTF-8. Rename it"):
+        find_domains(tmp_path)
 
 
 def test_a_corpus_that_is_none_says_what_to_do(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from data_prep.readers import SourceFile
 from data_prep.tokenize_file import finished_part, read_index, read_tokens, text_hash, tokenize_file
@@ -36,6 +38,43 @@ def test_documents_come_back_with_their_hashes_and_tokens(
     pieces = list(read_index(tmp_path / "work", file, records=100))
     assert [len(piece) for piece in pieces] == [100] * 10 + [6]
     assert np.concatenate(pieces)["tokens"].tolist() == [len(ids) for ids in encoded]
+
+
+class Failing:
+    """An encoder whose disk is full, say, at its third batch."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        self.calls += 1
+        if self.calls == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return [[1] * len(text) for text in texts]
+
+
+def test_what_fails_leaves_nothing_behind(tmp_path: Path, write_jsonl: WriteJsonl) -> None:
+    file = SourceFile("code", "a.jsonl", write_jsonl(tmp_path / "a.jsonl", ["x" * 5000] * 1000))
+    for _ in range(3):
+        with pytest.raises(OSError, match="No space left") as caught:
+            sum(tokenize_file(file, Failing(), work=tmp_path / "work", token_type="uint16", text_key=None))
+        assert caught.value.filename == str(tmp_path / "work")
+        assert [path for path in (tmp_path / "work").rglob("*") if path.is_file()] == []
+
+
+def test_documents_without_text_are_counted_apart(
+    tmp_path: Path, tokenizer: Tokenizer, write_jsonl: WriteJsonl
+) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", ["", "text", "", "more"])
+    with path.open("a") as lines:
+        lines.write('{"\\ud800": 1}\n')  # a reason that cannot be written as it is
+    file = SourceFile("code", "a.jsonl", path)
+    run(file, tmp_path / "work", tokenizer)
+    part = finished_part(tmp_path / "work", file)
+    assert part is not None
+    assert (part.documents, part.empty_documents, part.bad_lines) == (2, 2, 1)
+    assert part.first_bad_line is not None
+    assert part.first_bad_line.endswith("among \\ud800")
 
 
 def test_memory_does_not_grow_with_the_file(
