@@ -13,9 +13,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.steps import SMALL, Step, compare, llama_config, peak_memory
-from llmshearing.distillation import distillation_loss, make_teacher
+from llmshearing.distillation import distillation_loss
 from llmshearing.dry_run.estimates import forward_flops, training_flops
 from llmshearing.shape import ModelShape
+from llmshearing.teacher import Teacher
 
 # name -> the teacher's hidden size, layers, vocabulary, sequences, tokens per sequence
 SIZES = {"d256 L8 V4096": (256, 8, 4096, 4, 256), "d256 L8 V32000": (256, 8, 32000, 2, 512)}
@@ -36,15 +37,14 @@ def make_step(size: str, top_k: int | None) -> Step:
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
     ids = torch.randint(0, vocabulary, (sequences, length))
     if top_k != PLAIN:
-        teacher = LlamaForCausalLM(config(size, share=1))
-        make_teacher(teacher, top_k=top_k, temperature=1.0)
+        teacher = Teacher(LlamaForCausalLM(config(size, share=1)), top_k=top_k, temperature=1.0)
 
     def step() -> None:
         outputs = student(input_ids=ids, labels=ids)
         loss = outputs.loss
         if top_k != PLAIN:
             with torch.no_grad():
-                values, tokens = teacher(input_ids=ids).logits
+                values, tokens = teacher(input_ids=ids)
             loss = 0.5 * loss + 0.5 * distillation_loss(outputs.logits, values, tokens, ids)
         loss.backward()
         optimizer.step()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from llmshearing.errors import InputError
+
+log = logging.getLogger(__name__)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -57,13 +61,15 @@ def read_json(path: str | Path) -> Any:
     """Parse a JSON file.
 
     Raises:
-        InputError: the file is missing or is not JSON.
+        InputError: the file is missing, cannot be read or is not JSON.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"There is no file '{path}'.") from error
-    except ValueError as error:
+    except OSError as error:
+        raise InputError(f"'{path}' cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
         raise InputError(f"'{path}' is not valid JSON: {error}.") from error
 
 
@@ -80,31 +86,100 @@ def remove(path: str | Path) -> None:
 def new_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary sibling of ``path`` to fill; it becomes ``path`` only when the block succeeds.
 
+    What else appears at ``path`` meanwhile is never lost: it stays, and the new folder is given up.
+
     Args:
-        path: the folder to create.
+        path: the folder to create. Where it is a link, what it points to is created or replaced, and the link stays.
         overwrite: replace an existing ``path``; the old one goes only when the new one is complete.
 
     Raises:
-        InputError: ``path`` exists and ``overwrite`` is false, or its parent cannot be written.
+        InputError: ``path`` exists and ``overwrite`` is false or it is a file; or it cannot be written.
     """
-    path = Path(path)
-    if path.exists() and not overwrite:
-        raise InputError(f"'{path}' exists already. Choose another place, or pass --overwrite to replace it.")
+    path = check_new_folder(path, overwrite=overwrite)
+    made: list[Path] = []
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_parents(path, made)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     except OSError as error:
-        raise InputError(f"Cannot write '{path}': {error.strerror or error}.") from error
+        _remove_empty(made)
+        raise cannot_write(path, error) from error
     try:
         os.chmod(temporary, 0o755)
         yield temporary
-        if path.is_dir():
-            retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-            os.replace(path, retired)
-            os.replace(temporary, path)
-            shutil.rmtree(retired)
-        else:
-            os.replace(temporary, path)
+        _put(temporary, path, overwrite=overwrite)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        _remove_empty(made)
         raise
+
+
+def check_new_folder(path: str | Path, *, overwrite: bool) -> Path:
+    """Refuse what :func:`new_folder` would, before any work; returns the place itself where ``path`` is a link.
+
+    Raises:
+        InputError: as :func:`new_folder`.
+    """
+    if not str(path):
+        raise InputError("The folder to create is ''; give it a name.")
+    try:
+        found = Path(path).resolve()
+        if found.is_dir():
+            if not overwrite:
+                raise InputError(f"'{path}' exists already. Choose another place, or pass --overwrite to replace it.")
+            if found in (current := Path.cwd(), *current.parents):
+                raise InputError(f"'{path}' is the folder that the command runs in, or above it. Choose another place.")
+        elif found.exists():
+            raise InputError(f"'{path}' exists already and is not a folder. Choose another place.")
+        else:
+            # Whether files can be made there is known only by making one.
+            os.rmdir(tempfile.mkdtemp(dir=next(folder for folder in found.parents if folder.exists())))
+    except InputError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links; a character that no path has
+        raise cannot_write(path, error) from error
+    return found
+
+
+def cannot_write(path: str | Path, error: Exception) -> InputError:
+    """The error for a place where the system does not let us write."""
+    return InputError(f"Cannot write '{path}': {getattr(error, 'strerror', None) or error}. Nothing was left behind.")
+
+
+def _make_parents(path: Path, made: list[Path]) -> None:
+    """Create the folders above ``path`` that are missing; those that were go to ``made``, the innermost last."""
+    for folder in reversed(path.parents):
+        if not folder.exists():
+            folder.mkdir(exist_ok=True)
+            made.append(folder)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in reversed(folders):
+        with suppress(OSError):  # something else is in it by now
+            folder.rmdir()
+
+
+def _put(temporary: Path, path: Path, *, overwrite: bool) -> None:
+    """Let a folder become ``path``; the system refuses to rename it to a folder that holds anything, or to a file."""
+    retired = None
+    if overwrite and path.is_dir():
+        retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+        try:
+            os.replace(path, retired)
+        except OSError:
+            retired.rmdir()
+            raise
+    try:
+        os.rename(temporary, path)
+    except OSError as error:
+        if retired is not None:
+            os.rename(retired, path)
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise InputError(
+                f"'{path}' appeared while the work was done, and is left as it is. Choose another place."
+            ) from error
+        raise
+    if retired is not None:
+        shutil.rmtree(retired, ignore_errors=True)
+        if retired.exists():
+            log.warning("'%s', which '%s' replaced, could not be removed.", retired, path)

@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+from llmshearing.errors import InputError
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
@@ -44,26 +46,29 @@ class ModelShape:
         """Read the shape from a ``transformers`` config.
 
         Raises:
-            ValueError: the config's ``model_type`` is not of the LLaMA family.
+            InputError: the config's ``model_type`` is not of the LLaMA family, or a size is no whole number above 0.
         """
-        family = FAMILIES.get(config.model_type)
+        family = FAMILIES.get(config.model_type) if isinstance(config.model_type, str) else None
         if family is None:
-            raise ValueError(
+            raise InputError(
                 f"Models of type '{config.model_type}' are not supported. Supported: {', '.join(sorted(FAMILIES))}."
             )
-        heads = config.num_attention_heads
+        heads, hidden = _size(config, "num_attention_heads"), _size(config, "hidden_size")
+        groups = _size(config, "num_key_value_heads", heads)
+        if heads % groups:
+            raise InputError(f"num_attention_heads is {heads}, not a multiple of num_key_value_heads, {groups}.")
         extras = {
             name: bool(getattr(config, switch, False) if isinstance(switch, str) else switch)
             for name, switch in family.items()
         }
         return cls(
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_hidden_layers,
+            hidden_size=hidden,
+            intermediate_size=_size(config, "intermediate_size"),
+            num_hidden_layers=_size(config, "num_hidden_layers"),
             num_attention_heads=heads,
-            num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-            vocab_size=config.vocab_size,
+            num_key_value_heads=groups,
+            head_dim=_size(config, "head_dim", hidden // heads),
+            vocab_size=_size(config, "vocab_size"),
             tie_word_embeddings=bool(config.tie_word_embeddings),
             **extras,
         )
@@ -100,3 +105,11 @@ class ModelShape:
             f"{self.num_hidden_layers} layers, hidden {self.hidden_size}, intermediate {self.intermediate_size}, "
             f"{self.num_attention_heads} heads / {self.num_key_value_heads} KV heads of {self.head_dim}"
         )
+
+
+def _size(config: PretrainedConfig, name: str, default: int | None = None) -> int:
+    """A size in a config; ``default``, if there is one, stands for what is missing or ``None``."""
+    value = getattr(config, name) if default is None else getattr(config, name, None) or default
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{name} is {value!r}; it must be a whole number above 0.")
+    return value

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from composer import Trainer
+from composer.core import Event
+from composer.loggers import InMemoryLogger
+from composer.models import HuggingFaceModel
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models
 from torch.nn import functional
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from llmshearing import SourceDistillation, TargetedPruning
 from llmshearing.distillation import distillation_loss
 from llmshearing.errors import InputError
-from tests.models import SIZES, make_model
+from llmshearing.teacher import Teacher, common_vocabulary
+from tests.models import SIZES, make_model, token_ids
 from tests.pruning.test_distributed import run
 from tests.training import TARGET, logged, make_trainer
 
@@ -117,23 +126,8 @@ def test_two_ranks_train_as_one_does_and_fsdp_shards_the_teacher(
     ranks = run(tmp_path / "two", 2, teacher=teacher, **({"fsdp": fsdp} if fsdp else {}))
     assert [rank["teacher_sharded"] for rank in ranks] == [fsdp is not None] * 2
     assert ranks[0]["losses"][:6] == pytest.approx(one["losses"][:6], rel=1e-3)
-    both = [sum(pair) / 2 for pair in zip(*(rank["divergence"] for rank in ranks), strict=True)]
-    assert both[:6] == pytest.approx(one["divergence"][:6], rel=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"weight": 0.0}, "weight is 0.0"),
-        ({"weight": 1.5}, "weight is 1.5"),
-        ({"temperature": 0}, "must be above 0"),
-        ({"top_k": 0}, "at least one token"),
-        ({"dtype": "int8"}, "'bfloat16' or 'float32'"),
-    ],
-)
-def test_wrong_settings_are_refused(teacher: str, settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        SourceDistillation(teacher, **settings)
+    assert ranks[0]["divergence"] == ranks[1]["divergence"]  # of the whole batch, not of a rank's part
+    assert ranks[0]["divergence"][:6] == pytest.approx(one["divergence"][:6], rel=1e-3)
 
 
 def test_a_teacher_that_is_not_there_or_has_another_vocabulary_is_refused(tmp_path: Path) -> None:
@@ -142,3 +136,100 @@ def test_a_teacher_that_is_not_there_or_has_another_vocabulary_is_refused(tmp_pa
     make_model("llama2", vocab_size=64).save_pretrained(tmp_path / "other")
     with pytest.raises(InputError, match="has 64 tokens, the model 96"):
         make_trainer([SourceDistillation(str(tmp_path / "other"))])
+
+
+def damaged(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> str:
+    """A teacher whose file of tensors was changed."""
+    make_model("qwen3-tied", seed=5).save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return str(folder)
+
+
+def test_a_teacher_without_a_tensor_cut_short_or_not_finite_is_refused(tmp_path: Path) -> None:
+    query = "model.layers.0.self_attn.q_proj.weight"
+    lacking = damaged(tmp_path / "lacking", lambda tensors: tensors.pop(query))
+    with pytest.raises(InputError, match=f"lacking' lacks {query}: it is incomplete"):
+        make_trainer([SourceDistillation(lacking)])
+    broken = damaged(tmp_path / "broken", lambda tensors: tensors[query][0, 0].fill_(torch.nan))
+    with pytest.raises(InputError, match=f"broken' holds NaN or infinity in {query}"):
+        make_trainer([SourceDistillation(broken)])
+    whole = (tmp_path / "broken" / "model.safetensors").read_bytes()
+    (tmp_path / "broken" / "model.safetensors").write_bytes(whole[:-1000])
+    with pytest.raises(InputError, match="broken' cannot be loaded: [^\n]*$"):
+        make_trainer([SourceDistillation(broken)])
+
+
+@pytest.mark.parametrize(
+    ("model_type", "own"),
+    [
+        ("llama", {}),
+        ("granite", {"logits_scaling": 8.0}),
+        ("gemma2", {"final_logit_softcapping": 3.0, "query_pre_attn_scalar": 8}),
+        ("cohere", {"logit_scale": 0.25}),
+        ("mixtral", {"num_local_experts": 2}),
+        ("gpt2", {"n_layer": 2, "n_embd": 48, "n_head": 4, "n_positions": 64}),
+    ],
+)
+def test_a_teacher_of_any_family_predicts_what_it_does_by_itself(model_type: str, own: dict[str, Any]) -> None:
+    sizes = {**SIZES, "pad_token_id": 0, "attn_implementation": "eager"}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **{**sizes, **own})).eval()
+    ids = token_ids()
+    with torch.no_grad():
+        expected = (model(ids).logits.float() / 1.5).log_softmax(-1).sort(descending=True)
+        values, tokens = Teacher(model, top_k=5, temperature=1.5)(input_ids=ids)
+    order = values.argsort(descending=True)
+    torch.testing.assert_close(values.gather(-1, order), expected.values[..., :5])
+    assert torch.equal(tokens.gather(-1, order), expected.indices[..., :5])
+
+
+def test_a_teacher_whose_logits_are_scaled_teaches(tmp_path: Path) -> None:
+    config = AutoConfig.for_model("granite", **SIZES, logits_scaling=8.0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    trainer = make_trainer([SourceDistillation(str(tmp_path))], duration="1ba")
+    trainer.fit()
+    assert len(logged(trainer, "distillation/divergence")) == 1
+
+
+def words(*names: str) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}, unk_token=names[0]))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+@pytest.mark.parametrize("padded", [96, 128, 80])
+def test_vocabularies_that_are_padded_to_other_sizes_are_compared_where_both_have_tokens(
+    tmp_path: Path, padded: int
+) -> None:
+    tokenizer = words(*(f"word{number}" for number in range(80)))
+    torch.manual_seed(0)
+    teacher = make_model("llama3", seed=5, vocab_size=padded)
+    teacher.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    algorithm = SourceDistillation(str(tmp_path), weight=1.0, top_k=None, dtype="float32")
+    student = make_model("llama3")
+    model = HuggingFaceModel(student, tokenizer, use_logits=True)
+    trainer = Trainer(model=model, algorithms=[algorithm], device="cpu", progress_bar=False, loggers=InMemoryLogger())
+    ids = token_ids() % 80
+    trainer.state.batch = {"input_ids": ids, "labels": ids}
+    common = min(96, padded)
+    with torch.no_grad():
+        trainer.state.outputs, trainer.state.loss = student(ids), torch.zeros(())
+        algorithm.apply(Event.AFTER_LOSS, trainer.state, trainer.logger)
+        own, other = (model(ids).logits[:, :-1, :common].log_softmax(-1).flatten(0, 1) for model in (student, teacher))
+        expected = functional.kl_div(own, other, log_target=True, reduction="batchmean")
+    torch.testing.assert_close(trainer.state.loss, expected)
+
+
+def test_tokenizers_that_differ_are_refused_and_added_tokens_are_no_difference() -> None:
+    same, other, added = words("a", "b", "c"), words("a", "c", "b"), words("a", "b", "c")
+    added.add_special_tokens({"pad_token": "<pad>"})
+    assert common_vocabulary("big", 8, 6, same, same) == common_vocabulary("big", 6, 8, same, added) == 6
+    with pytest.raises(InputError, match="'big' has another tokenizer than the model: 4 entries"):
+        common_vocabulary("big", 8, 8, same, other)
+    with pytest.raises(InputError, match="has 3 tokens and the model 8, but the tokenizer gives ids up to 3"):
+        common_vocabulary("big", 3, 8, same, added)
+    assert common_vocabulary("big", 8, 8, None, same) == 8
+    with pytest.raises(InputError, match="has 8 tokens, the model 6: they need the same tokenizer"):
+        common_vocabulary("big", 8, 6, None, same)

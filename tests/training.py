@@ -59,14 +59,13 @@ def make_trainer(
         model=model,
         train_dataloader=loader,
         optimizers=DecoupledAdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=1e-5),
-        schedulers=CosineAnnealingWithWarmupScheduler("2ba", alpha_f=0.1),
         algorithms=[GradientClipping("norm", 0.5), *algorithms],
         max_duration=duration,
         loggers=InMemoryLogger(),
         device="cpu",
         progress_bar=False,
         seed=7,
-        **{**saving, **settings},
+        **{"schedulers": CosineAnnealingWithWarmupScheduler("2ba", alpha_f=0.1), **saving, **settings},
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from typing import NoReturn
 
 import torch
 
@@ -18,11 +19,19 @@ def _num_bytes(text: str) -> int:
     number, unit = text[:-2], text[-2:].upper()
     try:
         size = int(float(number) * _UNITS[unit])
-    except (KeyError, ValueError) as error:
+    except (KeyError, OverflowError, ValueError) as error:
         raise InputError(f"--max-shard-size is '{text}'; write it as 500MB or 5GB.") from error
     if size <= 0:
         raise InputError(f"--max-shard-size is '{text}'; it must be above 0.")
     return size
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with the command."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the command line."""
+        raise InputError(f"{message}. See {self.prog} --help.")
 
 
 def _add_output(command: argparse.ArgumentParser, *, dtype: str) -> None:
@@ -47,7 +56,7 @@ def _rotate(arguments: argparse.Namespace) -> None:
 @cli
 def main() -> None:
     """Parse the command line and convert."""
-    parser = argparse.ArgumentParser(prog="python -m llmshearing.convert", description=__doc__)
+    parser = _Parser(prog="python -m llmshearing.convert", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (
         ("shear", "a pruning checkpoint to a Hugging Face folder of the target shape"),

@@ -5,18 +5,28 @@ Checkpoints from others are untrusted: reading one runs none of its code. Their 
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from llmshearing.convert.archive import Archive
+from llmshearing.convert.held import HeldFile
 from llmshearing.convert.stored import StoredTensor
 from llmshearing.errors import InputError
+
+log = logging.getLogger(__name__)
 
 MODEL_PREFIX = "model."  # HuggingFaceModel keeps the Hugging Face model in its attribute `model`
 
 
 class Checkpoint(ABC):
     """A checkpoint that is open for reading.
+
+    Args:
+        path: the file or folder.
+        held: closes its files.
 
     Attributes:
         path: the file or folder.
@@ -25,6 +35,32 @@ class Checkpoint(ABC):
 
     path: Path
     tensors: dict[str, StoredTensor]
+
+    def __init__(self, path: Path, held: ExitStack) -> None:
+        self.path = path
+        self._held = held
+        self._files: list[HeldFile] = []
+        self._warned = False
+
+    def check_unchanged(self) -> None:
+        """Refuse what was read if it may be of two checkpoints.
+
+        Raises:
+            InputError: a file was written to since it was opened.
+        """
+        for file in self._files:
+            file.check_unchanged()
+
+    def _hold(self, file: HeldFile) -> HeldFile:
+        self._held.callback(file.close)
+        self._files.append(file)
+        return file
+
+    def _noted(self, archive: Archive) -> Archive:
+        if not archive.has_checksums and not self._warned:
+            self._warned = True
+            log.warning("'%s' was saved without checksums: whether it is damaged cannot be told.", self.path)
+        return archive
 
     @abstractmethod
     def load(self, *keys: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,19 @@ import torch
 from torch import Tensor
 
 from llmshearing.convert.checkpoint import Checkpoint
-from llmshearing.convert.folder import sheared_config, write_config, write_tokenizer
+from llmshearing.convert.folder import as_json, folder_files, sheared_config, write_files
 from llmshearing.convert.layout import select, shape_of_config
-from llmshearing.convert.output import output_folder
+from llmshearing.convert.output import check_output, output_folder
 from llmshearing.convert.safetensors import DTYPES, Entry, write_shards
 from llmshearing.convert.sharded import Sharded
 from llmshearing.convert.single_file import SingleFile
 from llmshearing.convert.stored import StoredTensor
+from llmshearing.data.start import ORDER
 from llmshearing.errors import InputError
-from llmshearing.fileio import write_json
 from llmshearing.pruning.hard_concrete import deterministic
+from llmshearing.pruning.selection import check_chosen, log_ties
 from llmshearing.pruning.shear import Placement, Shears
-from llmshearing.pruning.target import unit_groups
+from llmshearing.pruning.target import DIMENSIONS, resolve_target, unit_groups
 from llmshearing.shape import ModelShape
 
 log = logging.getLogger(__name__)
@@ -32,16 +34,21 @@ _ALGORITHM = "TargetedPruning"
 _BYTES_IN_FLIGHT = 2_000_000  # of a tensor: stays in the processor's cache, and twice as fast as 8 MB here
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
+@contextmanager
+def open_checkpoint(path: str | Path) -> Iterator[Checkpoint]:
     """Open a checkpoint file (``ep0-ba100-rank0.pt``), or the folder of a sharded one (``ep0-ba100``).
+
+    A link is followed once, so that what is read is of one checkpoint while training saves the next.
 
     Raises:
         InputError: not a checkpoint, incomplete, or holding objects that would have to run code to be read.
     """
-    path = Path(path)
-    if not path.exists():
-        raise InputError(f"There is no checkpoint '{path}'.")
-    return Sharded(path) if path.is_dir() else SingleFile(path)
+    try:
+        found = Path(path).resolve(strict=True)
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a character that no path has
+        raise InputError(f"There is no checkpoint '{path}'.") from error
+    with ExitStack() as held:
+        yield Sharded(found, held) if found.is_dir() else SingleFile(found, held)
 
 
 def shear(
@@ -64,29 +71,33 @@ def shear(
     Raises:
         InputError: the checkpoint is not one of pruning, or broken; ``out`` exists or cannot be written.
     """
-    checkpoint = open_checkpoint(path)
-    shears = _shears(checkpoint)
-    config, tokenizer = checkpoint.huggingface()
-    if shape_of_config(config, path) != shears.source:
-        raise InputError(f"The masks in '{path}' are for {shears.source}, its config is of another shape.")
-    placed = {
-        name: (tensor, placement)
-        for name, tensor in select(checkpoint.tensors, shears.source, path).items()
-        if (placement := shears.place(name, tensor.shape)) is not None
-    }
-    entries = [_entry(tensor, placement, dtype, path) for tensor, placement in placed.values()]
-    record = {
-        "format": 1,
-        "source": shears.source.to_dict(),
-        "target": shears.target.to_dict(),
-        "kept": shears.describe(),
-        **_data_record(checkpoint),
-    }
-    with output_folder(out, overwrite=overwrite) as folder:
-        write_shards(folder, entries, max_shard_bytes=max_shard_bytes)
-        write_config(folder, sheared_config(config, shears.target, shears.layers), entries[0].dtype)
-        write_tokenizer(folder, tokenizer)
-        write_json(folder / "shearing.json", record)
+    out = check_output(out, overwrite=overwrite, source=path)
+    with open_checkpoint(path) as checkpoint:
+        shears = _shears(checkpoint)
+        config, tokenizer = checkpoint.huggingface()
+        if shape_of_config(config, path) != shears.source:
+            raise InputError(f"The masks in '{path}' are for {shears.source}, its config is of another shape.")
+        placed = {
+            name: (tensor, placement)
+            for name, tensor in select(checkpoint.tensors, shears.source, path).items()
+            if (placement := shears.place(name, tensor.shape)) is not None
+        }
+        entries = [_entry(tensor, placement, dtype, path) for tensor, placement in placed.values()]
+        record = {
+            "format": 1,
+            "source": shears.source.to_dict(),
+            "target": shears.target.to_dict(),
+            "kept": shears.describe(),
+            **_data_record(checkpoint),
+        }
+        files = {
+            **folder_files(sheared_config(config, shears.target, shears.layers), tokenizer, entries[0].dtype, path),
+            "shearing.json": as_json(record, path),
+        }
+        with output_folder(out, overwrite=overwrite) as folder:
+            write_shards(folder, entries, max_shard_bytes=max_shard_bytes)
+            write_files(folder, files)
+            checkpoint.check_unchanged()
     log.info("Sheared to %s, %d parameters: '%s'.", shears.target, shears.target.num_parameters(), out)
 
 
@@ -99,19 +110,21 @@ def export(
     overwrite: bool = False,
 ) -> None:
     """Write a dense checkpoint as a Hugging Face folder. Arguments and errors as for :func:`shear`."""
-    checkpoint = open_checkpoint(path)
-    if checkpoint.algorithm(_ALGORITHM) is not None:
-        raise InputError(f"'{path}' is a pruning checkpoint, whose masks `export` would lose. Use `shear`.")
-    config, tokenizer = checkpoint.huggingface()
-    shape = shape_of_config(config, path)
-    entries = [
-        _entry(tensor, Placement(name, tensor.shape, None, None, None, None), dtype, path)
-        for name, tensor in select(checkpoint.tensors, shape, path).items()
-    ]
-    with output_folder(out, overwrite=overwrite) as folder:
-        write_shards(folder, entries, max_shard_bytes=max_shard_bytes)
-        write_config(folder, config, entries[0].dtype)
-        write_tokenizer(folder, tokenizer)
+    out = check_output(out, overwrite=overwrite, source=path)
+    with open_checkpoint(path) as checkpoint:
+        if checkpoint.algorithm(_ALGORITHM) is not None:
+            raise InputError(f"'{path}' is a pruning checkpoint, whose masks `export` would lose. Use `shear`.")
+        config, tokenizer = checkpoint.huggingface()
+        shape = shape_of_config(config, path)
+        entries = [
+            _entry(tensor, Placement(name, tensor.shape, None, None, None, None), dtype, path)
+            for name, tensor in select(checkpoint.tensors, shape, path).items()
+        ]
+        files = folder_files(config, tokenizer, entries[0].dtype, path)
+        with output_folder(out, overwrite=overwrite) as folder:
+            write_shards(folder, entries, max_shard_bytes=max_shard_bytes)
+            write_files(folder, files)
+            checkpoint.check_unchanged()
     log.info("Exported %d tensors, %d parameters: '%s'.", len(entries), shape.num_parameters(), out)
 
 
@@ -124,13 +137,21 @@ def _shears(checkpoint: Checkpoint) -> Shears:
     try:
         source, target = ModelShape.from_dict(pruning["source"]), ModelShape.from_dict(pruning["target"])
         groups = unit_groups(source, target)
+        if resolve_target(source, {name: getattr(target, name) for name in DIMENSIONS}) != target:
+            raise TypeError("a target that the source cannot be pruned to")
+        check_chosen(pruning, checkpoint.path)
         log_alpha = pruning["masks"]["log_alpha"]
         masks = {
             group.dimension: deterministic(log_alpha[group.dimension], group.num_kept)
             for group in groups
             if group.dimension in log_alpha
         }
-    except (KeyError, TypeError) as error:
+        for group in groups:
+            if group.dimension in masks:
+                log_ties(group, log_alpha[group.dimension])
+    except InputError:
+        raise
+    except Exception as error:  # what is saved there may be of any type
         raise InputError(f"The masks in '{checkpoint.path}' have a form that this version does not know.") from error
     return Shears(masks, source, target)
 
@@ -145,9 +166,9 @@ def _entry(tensor: StoredTensor, placement: Placement, dtype: torch.dtype | None
 def _convert(tensor: StoredTensor, placement: Placement, dtype: torch.dtype, path: str | Path) -> Iterator[Tensor]:
     """What is written of a tensor, some rows at a time."""
     step = max(1, _BYTES_IN_FLIGHT // tensor.row_bytes)
-    for start in range(0, tensor.num_rows, step):
-        stop = min(start + step, tensor.num_rows)
-        rows = tensor.read(start, stop)
+    stop = 0
+    for rows in tensor.parts(step):
+        start, stop = stop, stop + (len(rows) if rows.dim() else 1)
         _check_finite(rows, f"'{tensor.name}' in '{path}' holds NaN or infinity. Take an earlier checkpoint.")
         wide = rows.to(torch.promote_types(rows.dtype, dtype))
         made = _part(placement, start, stop).cut(wide).to(dtype)
@@ -178,7 +199,24 @@ def _data_record(checkpoint: Checkpoint) -> dict[str, Any]:
     """What continued pre-training picks up from the data: final proportions and samples used per domain."""
     dataset = checkpoint.dataset()
     names = dataset.get("domains")
-    return {
-        entry: dict(zip(names, dataset[entry], strict=True)) if names else None
-        for entry in ("proportions", "samples_used")
-    }
+    if not names:
+        return {"proportions": None, "samples_used": None}
+    try:
+        record: dict[str, Any] = {
+            entry: dict(zip(names, map(_number, dataset[entry]), strict=True))
+            for entry in ("proportions", "samples_used")
+        }
+        if all(entry in dataset for entry in ORDER):  # checkpoints of earlier versions lack some
+            record["order"] = {entry: dataset[entry] for entry in ORDER}
+            record["order"]["shards"] = dict(zip(names, dataset["shards"], strict=True))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"The state of the data in '{checkpoint.path}' has a form that this version does not know."
+        ) from error
+    return record
+
+
+def _number(value: Any) -> int | float:
+    if not isinstance(value, (int, float)):
+        raise TypeError(value)
+    return value

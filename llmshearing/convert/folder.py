@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ from typing import Any
 import torch
 
 from llmshearing.errors import InputError
-from llmshearing.fileio import write_json
 from llmshearing.shape import FAMILIES, ModelShape
 
 _ARCHITECTURES = {
@@ -19,6 +19,8 @@ _ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }
+# Weights, their index and what this package writes beside them.
+_OF_THE_MODEL = re.compile(r"(config|generation_config|shearing)\.json|.*\.safetensors(\.index\.json)?|pytorch_model.*")
 assert _ARCHITECTURES.keys() == FAMILIES.keys()
 
 
@@ -31,8 +33,23 @@ def sheared_config(config: Mapping[str, Any], target: ModelShape, kept_layers: l
     return sheared
 
 
-def write_config(folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> None:
-    """Write ``config.json`` and ``generation_config.json`` for stock ``transformers``."""
+def folder_files(
+    config: Mapping[str, Any], tokenizer: Mapping[str, Any], dtype: torch.dtype, path: str | Path
+) -> dict[str, bytes]:
+    """The content of all that surrounds the weights, by file name, for stock ``transformers``.
+
+    Made before the weights are written, so that a checkpoint that cannot be converted is refused at once.
+
+    Args:
+        config: the model's Hugging Face config.
+        tokenizer: its files, as Composer's HuggingFaceModel stores them.
+        dtype: of the weights.
+        path: the checkpoint, for messages.
+
+    Raises:
+        InputError: a value that JSON does not have; a tokenizer file that is code, is of another form, leaves the
+            folder, or has the name of a file of the model.
+    """
     written = {
         **config,
         "architectures": [_ARCHITECTURES[config["model_type"]]],
@@ -41,38 +58,55 @@ def write_config(folder: Path, config: Mapping[str, Any], dtype: torch.dtype) ->
     }
     written.pop("_name_or_path", None)  # a path on the machine that trained
     written.pop("_attn_implementation_autoset", None)
-    # Sorted, as transformers does: keys of sharded checkpoints come in another order.
-    write_json(folder / "config.json", json.loads(json.dumps(written, sort_keys=True)))
     tokens = {name: config.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    write_json(
-        folder / "generation_config.json",
-        {"_from_model_config": True, **{name: token for name, token in tokens.items() if token is not None}},
-    )
+    generation = {"_from_model_config": True, **{name: token for name, token in tokens.items() if token is not None}}
+    return {
+        # Sorted, as transformers does: keys of sharded checkpoints come in another order.
+        "config.json": as_json(written, path, sort_keys=True),
+        "generation_config.json": as_json(generation, path),
+        **dict(_tokenizer_file(name, file, path) for name, file in tokenizer.items()),
+    }
 
 
-def write_tokenizer(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write the tokenizer's files as Composer's HuggingFaceModel stores them in a checkpoint.
+def as_json(value: Any, path: str | Path, *, sort_keys: bool = False) -> bytes:
+    """``value`` as an indented JSON file.
 
     Raises:
-        InputError: a file that is code, or a name that leaves the folder.
+        InputError: it holds NaN, infinity or what JSON has no form for; names ``path``, the checkpoint.
     """
-    for name, file in files.items():
+    try:
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, sort_keys=sort_keys)
+        return f"{text}\n".encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"'{path}' holds a config or tokenizer that JSON cannot express: {error}.") from error
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write small files by name."""
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+
+
+def _tokenizer_file(name: str, file: Any, path: str | Path) -> tuple[str, bytes]:
+    """Name and content of one of the tokenizer's files."""
+    try:
         extension, content = file["file_extension"], file["content"]
         name = name if name.endswith(extension) else name + extension
-        if Path(name).name != name:
-            raise InputError(f"The checkpoint's tokenizer has a file '{name}' outside its folder; it is refused.")
-        path = folder / name
-        if name == "tokenizer_config.json":  # sharded checkpoints keep no empty mappings
-            content = {key: value for key, value in content.items() if value != {}}
-        if extension == ".json":
-            path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        elif extension == ".txt":
-            path.write_text("".join(f"{line}\n" for line in content), encoding="utf-8")
-        elif extension == ".jinja":
-            path.write_text(content, encoding="utf-8")
-        elif extension == ".model":
-            path.write_bytes(content)
-        else:
-            raise InputError(
-                f"The checkpoint's tokenizer has a file '{name}' of a kind that is not written ({extension})."
-            )
+    except (AttributeError, KeyError, TypeError) as error:
+        raise InputError(f"The tokenizer in '{path}' has a file {name!r} of another form; it is refused.") from error
+    if Path(name).name != name or not name.isprintable():
+        raise InputError(f"The tokenizer in '{path}' has a file {name!r} outside its folder; it is refused.")
+    if _OF_THE_MODEL.fullmatch(name.lower()):  # some file systems tell no difference
+        raise InputError(f"The tokenizer in '{path}' has a file '{name}', a name of the model's own; it is refused.")
+    if name == "tokenizer_config.json" and isinstance(content, dict):  # sharded checkpoints keep no empty mappings
+        content = {key: value for key, value in content.items() if value != {}}
+    if extension == ".json":
+        return name, as_json(content, path)
+    lines = content if isinstance(content, list) else []
+    if extension == ".txt" and all(isinstance(line, str) for line in lines):
+        return name, "".join(f"{line}\n" for line in lines).encode()
+    if extension == ".jinja" and isinstance(content, str):
+        return name, content.encode()
+    if extension == ".model" and isinstance(content, bytes):
+        return name, content
+    raise InputError(f"The tokenizer in '{path}' has a file '{name}' of a kind that is not written ({extension}).")

@@ -47,13 +47,13 @@ def shape_of_config(config: Mapping[str, Any], path: str | Path) -> ModelShape:
     """The shape that a saved Hugging Face config describes.
 
     Raises:
-        InputError: another family, or a config without one of the sizes.
+        InputError: another family, or a config in which a size is missing or is no size.
     """
     try:
         return ModelShape.from_hf_config(cast(Any, SimpleNamespace(**config)))
     except AttributeError as error:
         raise InputError(f"The Hugging Face config in '{path}' has no {error.name}.") from error
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # TypeError: a key that is not a string
         raise InputError(f"The model in '{path}' cannot be converted. {error}") from error
 
 

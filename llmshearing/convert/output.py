@@ -14,32 +14,71 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
+from safetensors import SafetensorError
+
 from llmshearing.errors import InputError
-from llmshearing.fileio import new_folder
+from llmshearing.fileio import cannot_write, check_new_folder, new_folder
 
 log = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+def check_output(out: str | Path, *, overwrite: bool, source: str | Path) -> Path:
+    """Refuse a place for the output before any work; returns it with links followed.
+
+    Raises:
+        InputError: it exists and ``overwrite`` is false, or it holds anything but a model; it is ``source``, what is to
+            be converted, or holds it; it cannot be written.
+    """
+    found = check_new_folder(out, overwrite=overwrite)
+    if found.is_dir():
+        read = Path(source).resolve()
+        if found in (read, *read.parents):
+            raise InputError(f"'{out}' is or holds '{source}', which is to be read. Choose another place.")
+        _check_replaceable(found)
+    return found
+
+
 @contextmanager
-def output_folder(out: str | Path, *, overwrite: bool) -> Iterator[Path]:
+def output_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
     """Yield a temporary sibling of ``out`` to fill; it becomes ``out`` only when the block succeeds.
 
     A signal that ends the process does so when the temporary folder is gone, or has become ``out``.
 
+    Args:
+        out: the place, from :func:`check_output`.
+        overwrite: replace the model that is there.
+
     Raises:
-        InputError: ``out`` exists and ``overwrite`` is false, or it cannot be written.
+        InputError: it cannot be written, or something else appeared there.
     """
-    out, signals = Path(out), _Signals()
+    signals = _Signals()
     try:
         _remove_leftovers(out)
         with signals.held(), ExitStack() as lock, new_folder(out, overwrite=overwrite) as folder:
             lock.callback(os.close, _lock(folder)[0])
             with signals.raised():
                 yield folder
-    except OSError as error:  # reading raises InputError, so this is about writing
-        raise InputError(f"Cannot write '{out}': {error.strerror or error}. Nothing was left behind.") from error
+            if out.is_dir():
+                _check_replaceable(out)  # as it is by now
+    except (OSError, SafetensorError) as error:  # reading raises InputError, so this is about writing
+        raise cannot_write(out, error) from error
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Refuse to replace a folder unless it is empty, or a model and nothing but files."""
+    if not any(folder.iterdir()):
+        return
+    below = next((path.name for path in sorted(folder.iterdir()) if path.is_dir()), None)
+    if below is not None:
+        raise InputError(f"'{folder}' holds the folder '{below}', so it is not replaced. Choose another place.")
+    weights = any(next(folder.glob(pattern), None) for pattern in ("*.safetensors", "*.bin"))
+    if not weights or not (folder / "config.json").is_file():
+        raise InputError(
+            f"'{folder}' is not a Hugging Face model (config.json and weights), so it is not replaced. Choose another "
+            "place."
+        )
 
 
 class _Signals:
@@ -111,7 +150,10 @@ def _remove_leftovers(out: Path) -> None:
         if match[1]:
             log.warning("'%s' was '%s' when a conversion was killed. Remove it, or move it back.", folder, out)
             continue
-        descriptor, locked = _lock(folder)
+        try:
+            descriptor, locked = _lock(folder)
+        except FileNotFoundError:  # another conversion removes it too
+            continue
         if locked:
             shutil.rmtree(folder, ignore_errors=True)
             log.warning("Removed '%s', left by a conversion that was killed.", folder)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
-from llmshearing.convert.output import output_folder
+from llmshearing.convert.output import check_output, output_folder
 from llmshearing.data.tokens import TokenDecoder
 from llmshearing.errors import InputError
+from llmshearing.models.config import one_line, read_config
+from llmshearing.models.pretrained import load_pretrained
 from llmshearing.pruning.rotation import principal_components, residual_second_moment, rotate_state_dict
-from llmshearing.reference_loss.evaluate import batches, find_domains, load_model, open_shards, sum_of_losses
+from llmshearing.reference_loss.evaluate import batches, find_domains, open_shards, sum_of_losses
 from llmshearing.shape import ModelShape
 
 log = logging.getLogger(__name__)
@@ -46,14 +50,20 @@ def rotate(
         has tied embeddings, see :func:`~llmshearing.pruning.rotation.rotate_state_dict`.
 
     Raises:
-        InputError: the model or the data cannot be read; ``out`` exists or cannot be written.
+        InputError: the model or the data cannot be read, or they do not fit together; weights or losses that are not
+            finite; ``out`` exists or cannot be written.
     """
     if num_sequences < 1:
         raise InputError(f"The number of sequences is {num_sequences}; it must be at least 1.")
+    place = check_output(out, overwrite=overwrite, source=model_name)
+    config = read_config(model_name)
+    shape = ModelShape.from_hf_config(config)
+    calibration = list(_calibration(data, num_sequences, shape.vocab_size, config.max_position_embeddings))
+    if not calibration:
+        raise InputError(f"'{data}' holds no sequences. Prepare the data again.")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_model(model_name, dtype=dtype, device=device)
-    shape = ModelShape.from_hf_config(model.config)
-    sequences = [ids.to(device) for ids in _calibration(data, num_sequences, model.config.vocab_size)]
+    model = load_pretrained(model_name, dtype=dtype).to(device).eval()  # type: ignore[arg-type]
+    sequences = [ids.to(device) for ids in calibration]
     before = _mean_loss(model, sequences)
     rotation = principal_components(residual_second_moment(model, sequences))
     with torch.no_grad():
@@ -61,26 +71,43 @@ def rotate(
     after = _mean_loss(model, sequences)
     message = "Loss on %d sequences: %.4f nats before, %.4f after turning to principal components."
     log.info(message, len(sequences), before, after)
-    with output_folder(out, overwrite=overwrite) as folder:
+    if not (math.isfinite(before) and math.isfinite(after)):
+        raise InputError(f"The loss of '{model_name}' in {dtype} is not finite, so nothing is written. Use float32.")
+    with output_folder(place, overwrite=overwrite) as folder:
         model.save_pretrained(folder)
-        try:
-            AutoTokenizer.from_pretrained(model_name).save_pretrained(folder)
-        except (OSError, ValueError, TypeError) as error:  # TypeError: how some families say that files are missing
-            log.warning("'%s' has no tokenizer to copy: %s", model_name, error)
+        _copy_tokenizer(model_name, folder)
     return before, after
 
 
-def _calibration(data: str | Path, num_sequences: int, vocab_size: int) -> Iterator[torch.Tensor]:
+def _copy_tokenizer(model_name: str, folder: Path) -> None:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model_name)
+    except Exception as error:  # families differ in how they say that files are missing
+        log.warning("'%s' has no tokenizer to copy: %s", model_name, one_line(error))
+        return
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:  # the Rust library raises no OSError where the disk is full
+        raise OSError(one_line(error)) from error
+
+
+def _calibration(data: str | Path, num_sequences: int, vocab_size: int, longest: int) -> Iterator[torch.Tensor]:
     """Sequences of every domain in turn, one at a time, (1, length)."""
     root = Path(data)
     domains = find_domains(root / "train" if (root / "train").is_dir() else root)
     decode = TokenDecoder(vocab_size=vocab_size)
-    each = -(-num_sequences // len(domains))
+    each = min(-(-num_sequences // len(domains)), sys.maxsize)
     streams = [
         itertools.islice(batches(open_shards(name, folder), decode, name, 1), each) for name, folder in domains.items()
     ]
     turns = itertools.chain.from_iterable(itertools.zip_longest(*streams))
-    yield from itertools.islice((ids for ids in turns if ids is not None), num_sequences)
+    for ids in itertools.islice((ids for ids in turns if ids is not None), min(num_sequences, sys.maxsize)):
+        if not 2 <= ids.shape[1] <= longest:
+            raise InputError(
+                f"'{data}' holds sequences of {ids.shape[1]} tokens, but the model takes 2 to {longest}. Prepare the "
+                f"data with --seq-len {longest}."
+            )
+        yield ids
 
 
 def _mean_loss(model: PreTrainedModel, sequences: list[torch.Tensor]) -> float:

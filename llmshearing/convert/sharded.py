@@ -8,8 +8,12 @@ has no leaf, is not kept.
 
 from __future__ import annotations
 
+import io
+import os
 import pickle
 from collections.abc import Mapping
+from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmshearing.convert.archive import Archive, refusal
 from llmshearing.convert.checkpoint import MODEL_PREFIX, Checkpoint
-from llmshearing.convert.stored import Piece, StoredTensor, load_archive, locate, refusal
+from llmshearing.convert.held import HeldFile, Slice, allow_open_files, unreadable
+from llmshearing.convert.stored import Piece, StoredTensor
 from llmshearing.errors import InputError
 
 
@@ -87,10 +93,15 @@ class _Unpickler(pickle.Unpickler):
 class Sharded(Checkpoint):
     """A sharded checkpoint, written by any number of ranks. Opening it reads the structure of every tensor's pieces."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, held: ExitStack) -> None:
+        super().__init__(path, held)
+        try:  # every file is looked for in this folder, even where another one takes its place meanwhile
+            self._folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise unreadable(path, error) from error
+        held.callback(os.close, self._folder)
         self._metadata = self._read_metadata()
-        self._check_files()
+        self._parts = self._open_parts()
         self.tensors = {
             keys[-1].removeprefix(MODEL_PREFIX): self._stored(name)
             for name, keys in self._metadata.planner_data.items()
@@ -115,11 +126,10 @@ class Sharded(Checkpoint):
                 f"'{self.path}' has no .metadata file: either it is not a sharded checkpoint, or writing it was not "
                 "finished. Give the folder of one checkpoint, such as ep0-ba100."
             )
+        file = self._hold(HeldFile(path, folder=self._folder))
         try:
-            with path.open("rb") as file:
-                found = _Unpickler(path, file=file).load()
-            if found.planner_data.keys() != found.state_dict_metadata.keys():
-                raise ValueError("leaves without a path")
+            found = _Unpickler(path, file=io.BufferedReader(Slice(file, 0, file.size))).load()
+            _check_form(found)
         except InputError:
             raise
         except Exception as error:  # a damaged pickle may raise anything
@@ -128,18 +138,26 @@ class Sharded(Checkpoint):
             ) from error
         return found
 
-    def _check_files(self) -> None:
+    def _open_parts(self) -> dict[str, HeldFile]:
+        """The files of the folder that hold data, all opened before any is read."""
         ends: dict[str, int] = {}
         for part in self._metadata.storage_data.values():
             ends[part.relative_path] = max(ends.get(part.relative_path, 0), part.offset + part.length)
             if getattr(part, "transform_descriptors", None):
                 raise InputError(f"'{self.path}' is compressed, which conversion does not read.")
+        allow_open_files(len(ends))
+        files = {}
         for name, end in ends.items():
-            file = self.path / name
-            if file.parent != self.path or not file.is_file():
+            path = self.path / name
+            if path.parent != self.path or not path.is_file():
                 raise InputError(f"'{self.path}' lacks its file '{name}'. Copy the whole folder.")
-            if file.stat().st_size < end:
-                raise InputError(f"'{file}' is truncated: it has {file.stat().st_size} bytes of {end}.")
+            files[name] = self._hold(HeldFile(path, folder=self._folder))
+            if files[name].size < end:
+                raise InputError(f"'{path}' is truncated: it has {files[name].size} bytes of {end}.")
+        return files
+
+    def _archive(self, found: SimpleNamespace) -> Archive:
+        return self._noted(Archive(self._parts[found.relative_path], offset=found.offset, length=found.length))
 
     def _slice(self, name: str, offset: tuple[int, ...] | None = None) -> SimpleNamespace:
         """Where the bytes of a leaf or of a tensor's piece lie."""
@@ -151,8 +169,7 @@ class Sharded(Checkpoint):
     def _leaf(self, name: str) -> Any:
         if hasattr(self._metadata.state_dict_metadata[name], "chunks"):
             return self._stored(name).read()
-        found = self._slice(name)
-        return load_archive(self.path / found.relative_path, offset=found.offset, length=found.length, fake=False)
+        return self._archive(self._slice(name)).load(fake=False)
 
     def _stored(self, name: str) -> StoredTensor:
         described = self._metadata.state_dict_metadata[name]
@@ -171,15 +188,30 @@ class Sharded(Checkpoint):
         return stored
 
     def _piece(self, name: str, chunk: SimpleNamespace) -> Piece:
-        found = self._slice(name, chunk.offsets)
-        path = self.path / found.relative_path
-        tensor = load_archive(path, offset=found.offset, length=found.length)
+        archive = self._archive(self._slice(name, chunk.offsets))
+        tensor = archive.load(fake=True)
         dtype = self._metadata.state_dict_metadata[name].properties.dtype
         if not isinstance(tensor, Tensor) or (tuple(tensor.shape), tensor.dtype) != (chunk.sizes, dtype):
             raise InputError(
-                f"'{path}' and '{self.path / '.metadata'}' do not agree on '{name}': not of one checkpoint."
+                f"'{archive.file.path}' and '{self.path / '.metadata'}' do not agree on '{name}': "
+                "not of one checkpoint."
             )
-        return locate(tensor, path, start=chunk.offsets[0] if chunk.offsets else 0, offset=found.offset)
+        return archive.locate(tensor, start=chunk.offsets[0] if chunk.offsets else 0)
+
+
+def _check_form(metadata: SimpleNamespace) -> None:
+    """Raise some exception unless a ``.metadata`` is whole: it has no checksum, but says most things twice."""
+    if metadata.planner_data.keys() != metadata.state_dict_metadata.keys():
+        raise ValueError("leaves without a path")
+    for name, path in metadata.planner_data.items():
+        if ".".join(map(str, path)) != name:
+            raise ValueError("a leaf with another path")
+    places = sorted((part.relative_path, part.offset, part.length) for part in metadata.storage_data.values())
+    if any(start < 0 or length <= 0 for _, start, length in places):
+        raise ValueError("a slice before the file or without bytes")
+    for (file, start, length), (other, following, _) in pairwise(places):
+        if file == other and start + length > following:
+            raise ValueError("two leaves in one place")
 
 
 def _nested(leaves: Mapping[tuple[str | int, ...], Any]) -> Any:

@@ -15,7 +15,14 @@ from composer.utils import dist
 
 from llmshearing.data.dataset import DynamicStreamingDataset
 from llmshearing.data.evaluation import METRIC
-from llmshearing.data.preflight import check_evaluators, check_loader, check_names, report_cache, report_exhaustion
+from llmshearing.data.preflight import (
+    check_duration,
+    check_evaluators,
+    check_loader,
+    check_names,
+    report_cache,
+    report_exhaustion,
+)
 from llmshearing.data.proportions import effective_domains, excess_losses, update_proportions
 from llmshearing.errors import InputError, unknown_name
 from llmshearing.fileio import read_json
@@ -69,13 +76,18 @@ class DynamicBatchLoading(Callback):
         update_proportions([1.0], [0.0], [0.0], **self._settings)  # refuses wrong settings now, not after a round
         self._losses: dict[str, float] = {}
 
+    def after_load(self, state: State, logger: Logger) -> None:
+        """Refuse a duration in epochs, before Composer does with an error of its own."""
+        check_duration(state)
+
     def fit_start(self, state: State, logger: Logger) -> None:
         """Check that every part fits before the first batch, and say which domains can run out."""
         dataset = training_dataset(state)
         check_loader(state, dataset)
-        if state.timestamp.batch > 0 and "train" not in state.dataset_resumption:
-            # A second fit() in one process: Composer would skip the batches that it thinks the dataset repeats.
-            dataset.load_state_dict(dataset.state_dict(int(state.timestamp.sample_in_epoch)))
+        sample = int(state.timestamp.sample_in_epoch)
+        if dataset.rounds.schedule.start != sample:  # another fit() in this process
+            dataset.load_state_dict(dataset.state_dict(sample))
+        if sample:  # Composer would skip the batches that it thinks the dataset repeats
             state.dataset_resumption["train"] = True
         dataset.rounds.open()
         if self.update_type == "constant":

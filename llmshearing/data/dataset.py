@@ -29,9 +29,10 @@ from llmshearing.data.permutation import DomainOrder, derive_key
 from llmshearing.data.plan import RoundPlan
 from llmshearing.data.prefetch import Prefetcher
 from llmshearing.data.proportions import distribution
-from llmshearing.data.resume import DataShape, restore_plan, save_state
+from llmshearing.data.resume import DataShape, digest, restore_plan, save_state
 from llmshearing.data.rounds import Rounds
 from llmshearing.data.shards import ShardedDataset, is_remote
+from llmshearing.data.start import ORDER, check_order, from_shearing
 from llmshearing.data.tokens import TokenDecoder, check_columns
 from llmshearing.errors import InputError, unknown_name
 
@@ -55,14 +56,16 @@ class DynamicStreamingDataset(ShardedDataset):
     round of them 3 ms and 2.4 MB, as with 10^6 samples.
 
     Args:
-        proportions: share of each domain in the first round, summing to 1. Its order is the order of the domains.
+        proportions: share of each domain in the first round, summing to 1. Its order is the order of the domains. Or
+            the path of a ``shearing.json``, to go on with the proportions at which pruning ended.
         update_interval: global batches in a round.
         batch_size: samples per rank and batch, as in the DataLoader.
         local: a folder with one MDS folder per domain, named like the domain; or the folder of each domain. Where
             ``remote`` is given, the cache.
         remote: where to fetch shards from, in the same form. ``None``, also for single domains: all are in ``local``.
-        start: samples of each domain that earlier stages used, with the same ``shuffle_seed`` and
-            ``shuffle_block_size``; they come again only when a pass is over.
+        start: samples of each domain that earlier stages used, with the same shards, ``shuffle_seed`` and
+            ``shuffle_block_size``; they come again only when a pass is over. Or the path of a ``shearing.json``, which
+            knows these, and is refused where they differ.
         on_exhausted: ``repeat``: a domain that runs out starts another pass in another order; ``stop``: iteration ends
             before the first round that would repeat a sample.
         shuffle_seed: seed of all orders.
@@ -87,12 +90,12 @@ class DynamicStreamingDataset(ShardedDataset):
     def __init__(
         self,
         *,
-        proportions: Mapping[str, float],
+        proportions: Mapping[str, float] | str,
         update_interval: int,
         batch_size: int,
         local: Folders,
         remote: Folders = None,
-        start: Mapping[str, int] | None = None,
+        start: Mapping[str, int] | str | None = None,
         on_exhausted: str = "repeat",
         shuffle_seed: int = 9176,
         shuffle_block_size: int = 1 << 18,
@@ -107,18 +110,20 @@ class DynamicStreamingDataset(ShardedDataset):
         validate_hash: str | None = None,
         keep_zip: bool = False,
     ) -> None:
+        if isinstance(proportions, str):
+            proportions = from_shearing(proportions, "proportions")
         self.domains = tuple(proportions)
         predownload = 8 * batch_size if predownload is None else predownload
         shares = distribution(list(proportions.values()))
         locals_, remotes = self._folders(local), self._folders(remote)
-        start = start or {}
-        for domain in start:
+        counts = from_shearing(start, "samples_used") if isinstance(start, str) else start or {}
+        for domain in counts:
             if domain not in self.domains:
                 raise unknown_name("domain in start", domain, self.domains)
-        if min(update_interval, batch_size, shuffle_block_size) < 1 or min(start.values(), default=0) < 0:
+        if min(update_interval, batch_size, shuffle_block_size) < 1 or min(counts.values(), default=0) < 0:
             raise InputError(
                 "update_interval, batch_size and shuffle_block_size must be at least 1, start at least 0, not "
-                f"{update_interval}, {batch_size}, {shuffle_block_size} and {dict(start)}."
+                f"{update_interval}, {batch_size}, {shuffle_block_size} and {dict(counts)}."
             )
         if on_exhausted not in ("repeat", "stop"):
             raise unknown_name("on_exhausted", on_exhausted, ("repeat", "stop"))
@@ -145,15 +150,28 @@ class DynamicStreamingDataset(ShardedDataset):
         for index, domain in enumerate(self.domains):
             seq_len = check_columns(self._shards_of(index), domain, seq_len=seq_len, vocab_size=vocab_size)
         self._decode = TokenDecoder(seq_len=seq_len, vocab_size=vocab_size, dtype=token_dtype)
-        digest = hashlib.blake2b(self.samples_per_shard.tobytes(), digest_size=8)
-        digest.update(repr((self.shards_per_stream.tolist(), shuffle_block_size)).encode())
-        self._shape = DataShape(self.domains, digest.hexdigest(), update_interval, self.global_batch_size)
+        fingerprint = hashlib.blake2b(self.samples_per_shard.tobytes(), digest_size=8)
+        fingerprint.update(repr((self.shards_per_stream.tolist(), shuffle_block_size)).encode())
+        self._shape = DataShape(
+            domains=self.domains,
+            fingerprint=fingerprint.hexdigest(),
+            update_interval=update_interval,
+            global_batch_size=self.global_batch_size,
+            shuffle_seed=shuffle_seed,
+            shuffle_block_size=shuffle_block_size,
+            shards=tuple(self._digest_of(index) for index in range(len(self.domains))),
+            first={"proportions": digest(shares.tolist()), "start": digest(sorted(counts.items()))},
+        )
+        if isinstance(start, str):
+            order = {name: getattr(self._shape, name) for name in ORDER}
+            order["shards"] = dict(zip(self.domains, self._shape.shards, strict=True))
+            check_order(start, order, [domain for domain, used in counts.items() if used])
         plan = RoundPlan(
             number=0,
             begin=0,
             size=self._shape.round_size,
             proportions=tuple(shares.tolist()),
-            used=tuple(start.get(domain, 0) for domain in self.domains),
+            used=tuple(counts.get(domain, 0) for domain in self.domains),
             seed=shuffle_seed,
         )
         self.rounds = Rounds(plan, timeout=update_timeout)
@@ -169,6 +187,11 @@ class DynamicStreamingDataset(ShardedDataset):
     def _shards_of(self, index: int) -> list[Any]:
         begin = int(self.shard_offset_per_stream[index])
         return self.shards[begin : begin + int(self.shards_per_stream[index])]
+
+    def _digest_of(self, index: int) -> str:
+        files = [shard.raw_data for shard in self._shards_of(index)]
+        sizes = self.samples_per_shard[int(self.shard_offset_per_stream[index]) :][: len(files)].tolist()
+        return digest(sizes, [(file.bytes, sorted(file.hashes.items())) for file in files])
 
     @property
     def seq_len(self) -> int | None:
@@ -201,7 +224,8 @@ class DynamicStreamingDataset(ShardedDataset):
         """Go on from a :meth:`state_dict`, on any number of ranks and workers.
 
         Raises:
-            InputError: the data, the domains or, within a round, the size of the round differ from the state's.
+            InputError: the data, the domains, the seed, the proportions or start that the run began with or, within a
+                round, its sizes differ from the state's.
         """
         plan = dataclasses.replace(restore_plan(obj, self._shape), held=self.rounds.newest.held)
         self.rounds.begin(plan, start=obj["sample"])

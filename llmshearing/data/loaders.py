@@ -12,8 +12,6 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from llmshearing.data.dataset import DynamicStreamingDataset
-from llmshearing.errors import InputError
-from llmshearing.fileio import read_json
 
 
 class DynamicDataLoader(DataLoader):
@@ -60,8 +58,7 @@ def build_dynamic_streaming_dataloader(
     Args:
         tokenizer: the model's; token ids must be within its vocabulary. ``None``: as ``dataset.vocab_size`` says.
         device_batch_size: samples per rank and batch.
-        dataset: keyword arguments of :class:`DynamicStreamingDataset`, without ``batch_size``. ``proportions`` and
-            ``start`` may each be the path of a ``shearing.json``, to go on where pruning ended.
+        dataset: keyword arguments of :class:`DynamicStreamingDataset`, without ``batch_size``.
         num_workers: DataLoader processes per rank; 0 reads in the training process.
         drop_last: has no effect, since the data has no end and every batch is full.
         pin_memory: see torch's DataLoader. ``None``: where there is a GPU.
@@ -70,9 +67,6 @@ def build_dynamic_streaming_dataloader(
         timeout: seconds to wait for a batch, 0 for ever.
     """
     settings = dict(dataset)
-    for name, entry in (("proportions", "proportions"), ("start", "samples_used")):
-        if isinstance(settings.get(name), str):
-            settings[name] = _from_shearing(settings[name], entry)
     if tokenizer is not None:
         settings.setdefault("vocab_size", len(tokenizer))
     workers: dict[str, Any] = (
@@ -88,10 +82,3 @@ def build_dynamic_streaming_dataloader(
         **workers,
     )
     return DataSpec(dataloader=loader)
-
-
-def _from_shearing(path: str, entry: str) -> Any:
-    value = read_json(path).get(entry)
-    if value is None:
-        raise InputError(f"'{path}' has no {entry}: the pruning run did not use a DynamicStreamingDataset.")
-    return value

@@ -35,6 +35,20 @@ def check_names(kind: str, values: Mapping[str, float], domains: Iterable[str]) 
             raise InputError(f"The {kind} lack domain '{domain}'; they have {', '.join(sorted(values))}.")
 
 
+def check_duration(state: State) -> None:
+    """Check that training ends: the data is one endless epoch.
+
+    Raises:
+        InputError: it would not.
+    """
+    duration = state.max_duration
+    if duration is not None and duration.unit in (TimeUnit.EPOCH, TimeUnit.ITERATION):
+        raise InputError(
+            f"max_duration: '{duration.to_timestring()}' never comes, since the training data is one endless epoch. "
+            "Give it in batches, samples or tokens, such as 3200ba, 1000000sp or 400000000tok."
+        )
+
+
 def check_loader(state: State, dataset: DynamicStreamingDataset) -> None:
     """Check that the trainer takes batches as the dataset lays them out.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -23,15 +24,23 @@ class DataShape:
 
     Args:
         domains: in order.
-        fingerprint: identifies the shards and the orders drawn over them.
+        fingerprint: identifies the sizes of all shards, and the blocks that are shuffled together.
         update_interval: batches in a round.
         global_batch_size: samples in a batch, over all ranks.
+        shuffle_seed: seed of all orders.
+        shuffle_block_size: samples that are shuffled together.
+        shards: identifies each domain's shards, (domains,).
+        first: identifies the settings of the first round by name, ``proportions`` and ``start``.
     """
 
     domains: tuple[str, ...]
     fingerprint: str
     update_interval: int
     global_batch_size: int
+    shuffle_seed: int
+    shuffle_block_size: int
+    shards: tuple[str, ...]
+    first: Mapping[str, str]
 
     @property
     def round_size(self) -> int:
@@ -39,11 +48,16 @@ class DataShape:
         return self.update_interval * self.global_batch_size
 
 
+def digest(*parts: object) -> str:
+    """Eight characters that tell different ``parts`` of plain values apart."""
+    return hashlib.blake2b(repr(parts).encode(), digest_size=4).hexdigest()
+
+
 def save_state(plan: RoundPlan, sample: int, shape: DataShape) -> dict[str, Any]:
     """The state of a run that has trained on ``sample`` samples, the last of them under ``plan``.
 
     Returns:
-        JSON of some 65 bytes per domain, with the same keys and lengths at any time.
+        JSON of some 80 bytes per domain, with the same keys and lengths at any time.
     """
     return {
         "round": plan.number,
@@ -52,7 +66,10 @@ def save_state(plan: RoundPlan, sample: int, shape: DataShape) -> dict[str, Any]
         "update_interval": shape.update_interval,
         "global_batch_size": shape.global_batch_size,
         "shuffle_seed": plan.seed,
+        "shuffle_block_size": shape.shuffle_block_size,
         "data": shape.fingerprint,
+        "shards": list(shape.shards),
+        "first": dict(shape.first),
         "domains": list(shape.domains),
         "proportions": list(plan.proportions),
         "samples_used": plan.used_at(sample).tolist(),
@@ -66,28 +83,13 @@ def restore_plan(state: Mapping[str, Any], shape: DataShape) -> RoundPlan:
     Raises:
         InputError: the domains, the data or, within a round, the size of the round differ from the state's.
     """
-    if "samples_used" not in state:
+    if not isinstance(state, Mapping) or "samples_used" not in state:
         raise InputError(
             "The checkpoint's training data was not a DynamicStreamingDataset. Resume with the data loader that it was "
             "saved with, or load its weights only."
         )
-    if list(state["domains"]) != list(shape.domains):
-        raise InputError(
-            f"The checkpoint's domains are {list(state['domains'])}, the dataset's {list(shape.domains)}. Resume with "
-            "the same domains in the same order, or begin a new run with start and proportions."
-        )
-    if state["data"] != shape.fingerprint:
-        raise InputError(
-            "The shards are not those of the checkpoint, or shuffle_block_size is not, so its samples cannot be found "
-            "again. Resume with the same data, or begin a new run with start and proportions."
-        )
-    size = state["update_interval"] * state["global_batch_size"]
-    if state["sample_in_round"] and size != shape.round_size:
-        raise InputError(
-            f"The checkpoint stands within a round of {state['update_interval']} batches of "
-            f"{state['global_batch_size']} samples, now set to {shape.update_interval} of {shape.global_batch_size}. "
-            "Resume with the same sizes, or from a checkpoint at the end of a round."
-        )
+    _check_unchanged(state, shape)
+    size = _check_sizes(state, shape)
     owed = tuple(state.get("owed", ()))
     if not owed:
         log.warning(
@@ -108,3 +110,49 @@ def restore_plan(state: Mapping[str, Any], shape: DataShape) -> RoundPlan:
     # The state counts up to its sample, the plan up to the beginning of the round.
     used = np.asarray(state["samples_used"], np.int64) - plan.used_at(state["sample"])
     return dataclasses.replace(plan, used=tuple(used.tolist()))
+
+
+def _check_unchanged(state: Mapping[str, Any], shape: DataShape) -> None:
+    """Refuse what a run cannot change on its way; entries that an earlier version did not save are not compared."""
+    if list(state["domains"]) != list(shape.domains):
+        raise InputError(
+            f"The checkpoint's domains are {list(state['domains'])}, the dataset's {list(shape.domains)}. Resume with "
+            "the same domains in the same order, or begin a new run with start and proportions."
+        )
+    if state["shuffle_seed"] != shape.shuffle_seed:
+        raise InputError(
+            f"shuffle_seed: the checkpoint's is {state['shuffle_seed']}, not {shape.shuffle_seed}, and another order "
+            f"would repeat samples. Set it to {state['shuffle_seed']}, or begin a new run."
+        )
+    shards = state.get("shards", shape.shards)
+    others = [name for name, ours, theirs in zip(shape.domains, shape.shards, shards, strict=True) if ours != theirs]
+    if state["data"] != shape.fingerprint or others:
+        raise InputError(
+            f"The shards{' of ' + ', '.join(others) if others else ''} are not those of the checkpoint, or "
+            f"shuffle_block_size ({shape.shuffle_block_size}) is not, so its samples cannot be found again. Resume "
+            "with the same data, or begin a new run with start and proportions."
+        )
+    for name, theirs in state.get("first", {}).items():
+        if theirs != shape.first[name]:
+            raise InputError(
+                f"{name} is not what the checkpoint's run began with, and a run that is resumed goes on from the "
+                f"checkpoint's own. Set {name} back, or begin a new run with start and proportions."
+            )
+
+
+def _check_sizes(state: Mapping[str, Any], shape: DataShape) -> int:
+    """Refuse another size of batch or round within a round, say where one is taken on; returns the saved round's."""
+    size: int = state["update_interval"] * state["global_batch_size"]
+    saved = f"{state['update_interval']} batches of {state['global_batch_size']}"
+    if size == shape.round_size and state["global_batch_size"] == shape.global_batch_size:
+        return size
+    if state["sample_in_round"]:
+        raise InputError(
+            f"The checkpoint stands within a round of {saved} samples, now set to {shape.update_interval} of "
+            f"{shape.global_batch_size}. Resume with the same sizes, or from a checkpoint at the end of a round."
+        )
+    log.warning(
+        "Rounds are %d batches of %d samples from here on; the checkpoint's were %s.",
+        *(shape.update_interval, shape.global_batch_size, saved),
+    )
+    return size

@@ -16,14 +16,14 @@ from llmshearing.convert.folder import sheared_config
 from llmshearing.data.callback import DynamicBatchLoading
 from llmshearing.data.dataset import DynamicStreamingDataset
 from llmshearing.data.preflight import check_names
-from llmshearing.distillation import check_vocabulary
 from llmshearing.dry_run.schedule import updates_proportions
 from llmshearing.errors import InputError
 from llmshearing.models.llama import ComposerLlama
 from llmshearing.pruning.masked import MaskedModel
-from llmshearing.pruning.target import resolve_target, unit_groups
+from llmshearing.pruning.target import groups_to_prune
 from llmshearing.registry import build
-from llmshearing.shape import ModelShape
+from llmshearing.shape import FAMILIES, ModelShape
+from llmshearing.teacher import common_vocabulary, load_own_tokenizer
 from llmshearing.train import load_tokenizer, parallelism
 
 META = torch.device("meta")
@@ -75,7 +75,7 @@ def _is_here(model: str) -> bool:
     return True
 
 
-def build_target(model: ComposerLlama, target: Mapping[str, int]) -> ModelShape:
+def build_target(model: ComposerLlama, target: Mapping[str, int], *, selection: str = "learned") -> ModelShape:
     """Mask the model and build the model that shearing gives, both on the meta device.
 
     Raises:
@@ -83,10 +83,7 @@ def build_target(model: ComposerLlama, target: Mapping[str, int]) -> ModelShape:
     """
     config = model.model.config
     source = ModelShape.from_hf_config(config)
-    shape = resolve_target(source, target)
-    groups = unit_groups(source, shape)
-    if not groups:
-        raise InputError(f"The target equals the source model ({source}): there is nothing to prune.")
+    shape, groups = groups_to_prune(source, target, selection=selection)
     MaskedModel(model.model, source, groups, META)
     sheared = sheared_config(config.to_dict(), shape, list(range(shape.num_hidden_layers)))
     with META:
@@ -95,7 +92,9 @@ def build_target(model: ComposerLlama, target: Mapping[str, int]) -> ModelShape:
     return shape
 
 
-def teacher_shape(recipe: Mapping[str, Any], model: ModelShape, findings: Findings) -> ModelShape | None:
+def teacher_shape(
+    recipe: Mapping[str, Any], model: ModelShape, tokenizer: PreTrainedTokenizerBase | None, findings: Findings
+) -> ModelShape | None:
     """The shape of the model that source_distillation asks, if there is one and its config can be read.
 
     Raises:
@@ -107,9 +106,13 @@ def teacher_shape(recipe: Mapping[str, Any], model: ModelShape, findings: Findin
     if not _is_here(teacher):
         findings.absent.append(f"teacher '{teacher}': its memory and compute are not counted")
         return None
-    shape = ModelShape.from_hf_config(AutoConfig.from_pretrained(teacher, local_files_only=True))
-    check_vocabulary(teacher, shape.vocab_size, model.vocab_size)
-    return shape
+    config = AutoConfig.from_pretrained(teacher, local_files_only=True)
+    own = load_own_tokenizer(teacher, local=True)
+    common_vocabulary(teacher, config.get_text_config().vocab_size, model.vocab_size, own, tokenizer)
+    if config.model_type not in FAMILIES:
+        findings.absent.append(f"the sizes of a teacher of type '{config.model_type}': its cost is not counted")
+        return None
+    return ModelShape.from_hf_config(config)
 
 
 def build_tokenizer(recipe: Mapping[str, Any], findings: Findings) -> PreTrainedTokenizerBase | None:

@@ -100,12 +100,14 @@ def describe(recipe: dict[str, Any], devices: Devices, findings: Findings) -> li
     lines += [f"model       {source}: {source.num_parameters():,} parameters"]
     if (pruning := recipe["algorithms"].get("targeted_pruning")) is not None:
         with findings.collect():
-            target = parts.build_target(model, pruning.get("target") or {})
+            target = parts.build_target(
+                model, pruning.get("target") or {}, selection=pruning.get("selection", "learned")
+            )
             share = target.num_parameters() / source.num_parameters()
             lines += [f"target      {target}: {target.num_parameters():,} parameters, {share:.1%} of the model"]
     teacher = None
     with findings.collect():
-        teacher = parts.teacher_shape(recipe, source, findings)
+        teacher = parts.teacher_shape(recipe, source, tokenizer, findings)
     lines += _data_lines(data, recipe, duration)
     return lines + _cost_lines(source, recipe, duration, devices, data, teacher)
 

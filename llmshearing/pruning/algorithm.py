@@ -12,23 +12,19 @@ from composer.loggers import Logger
 from composer.models import HuggingFaceModel
 from torch import Tensor
 
-from llmshearing.errors import InputError, unknown_name
+from llmshearing.errors import InputError
 from llmshearing.pruning.freeze import drop_gradients, forget_empty_state
-from llmshearing.pruning.lagrangian import COMPATIBILITIES
 from llmshearing.pruning.learned import LearnedMasks
 from llmshearing.pruning.masked import MaskedModel
+from llmshearing.pruning.monitor import check_health, report_end
 from llmshearing.pruning.ranks import average_gradients
-from llmshearing.pruning.selection import SELECTIONS, Importance, random_scores
-from llmshearing.pruning.target import resolve_target, unit_groups
-from llmshearing.pruning.times import parse_time, steps
+from llmshearing.pruning.selection import Importance, random_scores
+from llmshearing.pruning.settings import Settings
+from llmshearing.pruning.target import groups_to_prune
+from llmshearing.pruning.times import warmup_and_search
 from llmshearing.shape import ModelShape
 
 log = logging.getLogger(__name__)
-
-LR_SCHEDULES = ("constant", "follow")
-# Share of the way from source to target that a size may be off when the constraint has long been in force.
-_DIVERGED = 0.95
-_SEARCH_WARMUP = 0.4  # of the search
 
 
 class TargetedPruning(Algorithm):
@@ -37,8 +33,9 @@ class TargetedPruning(Algorithm):
     Sheared LLaMA (Xia et al., 2024), section 2.1. Works in any :class:`~composer.trainer.Trainer` around a
     :class:`~composer.models.HuggingFaceModel` (so also :class:`~llmshearing.ComposerLlama`) of the LLaMA family. Masks
     and multipliers have their own optimizer; the user's optimizer, schedule, clipping and checkpoint keys stay as
-    they are. While masks are learned, evaluation uses deterministic masks of the size expected so far; from the last
-    batch on, of exactly the target shape.
+    they are. Sampled masks are on the model only while a batch trains. Between batches, for evaluation, prediction and
+    whatever callbacks do, masks are deterministic: of one before the first batch and until units are chosen by
+    importance, then of the size expected so far, and from the last batch on of exactly the target shape.
 
     By default masks are learned along with the weights until the run ends, as in the paper. With ``search``, units are
     chosen in that time, on the source's weights, which stand still; from then on the chosen units have masks of one,
@@ -75,42 +72,19 @@ class TargetedPruning(Algorithm):
         compat: str = "paper",
         seed: int = 17,
     ) -> None:
-        if selection not in SELECTIONS:
-            raise unknown_name("selection", selection, SELECTIONS)
-        if selection == "random" and search is not None:
-            raise InputError(f"search is '{search}', but random units need no search. Leave it out.")
-        if selection != "learned" and warmup is not None:
-            raise InputError(f"warmup is '{warmup}', but masks are not learned by selection '{selection}'.")
-        if compat not in COMPATIBILITIES:
-            raise unknown_name("compat", compat, COMPATIBILITIES)
-        if lr_schedule not in LR_SCHEDULES:
-            raise unknown_name("lr_schedule", lr_schedule, LR_SCHEDULES)
-        if not lr > 0:
-            raise InputError(f"lr is {lr}; the masks' learning rate must be above 0.")
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise InputError(f"seed is {seed!r}; the masks' seed must be a whole number, 0 or above.")
-        self.target = dict(target)
-        self.lr, self.lr_schedule, self.betas = lr, lr_schedule, (float(betas[0]), float(betas[1]))
-        self.selection, self.compat, self.seed = selection, compat, seed
-        self.search = "8ba" if search is None and selection == "importance" else search
-        self.warmup = warmup if warmup is not None or self.search is not None else "640ba"
-        for name, time in (("warmup", self.warmup), ("search", self.search)):
-            parse_time(name, time)
+        self.settings = Settings(target, lr, lr_schedule, betas, warmup, selection, search, compat, seed)
         self.source_shape: ModelShape
         self.target_shape: ModelShape
         self.masks: LearnedMasks
         self._importance: Importance | None = None
         self._search_steps = 0
+        self._chosen_after: int | None = None  # batches of search
         self._model: MaskedModel
         self._drawn: dict[str, Tensor] = {}
         self._lr_factor = 1.0
 
     def __repr__(self) -> str:
-        return (
-            f"TargetedPruning(target={self.target!r}, lr={self.lr!r}, lr_schedule={self.lr_schedule!r}, "
-            f"betas={self.betas!r}, warmup={self.warmup!r}, selection={self.selection!r}, search={self.search!r}, "
-            f"compat={self.compat!r}, seed={self.seed!r})"
-        )
+        return f"TargetedPruning({self.settings})"
 
     def match(self, event: Event, state: State) -> bool:
         """INIT builds the masks; the rest keeps the right ones on the model and learns from each batch."""
@@ -122,6 +96,7 @@ class TargetedPruning(Algorithm):
             Event.AFTER_TRAIN_BATCH,
             Event.BATCH_END,
             Event.EVAL_START,
+            Event.PREDICT_START,
             Event.FIT_END,
         )
 
@@ -129,19 +104,19 @@ class TargetedPruning(Algorithm):
         """Run the step of ``event``, see :meth:`match`."""
         if event == Event.INIT:
             self._build(state)
-        elif event == Event.FIT_START:
-            self._resolve_times(state)
         elif event == Event.BEFORE_TRAIN_BATCH:  # again on every retry of automatic microbatching
             self._draw(state)
         elif event == Event.AFTER_TRAIN_BATCH:
-            if self._search_steps and not self.masks.decided:
+            if self._searches:
                 drop_gradients(state.model)
         elif event == Event.BATCH_END:
             self._learn(state, logger)
         else:
+            if event == Event.FIT_START:
+                self._resolve_times(state)
             self._model.assign(self._evaluation_masks(state))
             if event == Event.FIT_END:
-                self._report(state)
+                self._end(state)
 
     def _build(self, state: State) -> None:
         if not isinstance(state.model, HuggingFaceModel):
@@ -156,24 +131,22 @@ class TargetedPruning(Algorithm):
             )
         model = state.model.model
         self.source_shape = ModelShape.from_hf_config(model.config)
-        self.target_shape = resolve_target(self.source_shape, self.target)
-        groups = unit_groups(self.source_shape, self.target_shape)
-        if not groups:
-            raise InputError(f"The target equals the source model ({self.source_shape}): there is nothing to prune.")
+        settings = self.settings
+        self.target_shape, groups = groups_to_prune(self.source_shape, settings.target, selection=settings.selection)
         device = state.device.tensor_to_device(torch.empty(0)).device
         self.masks = LearnedMasks(
             groups,
-            lr=self.lr,
-            betas=self.betas,
+            lr=settings.lr,
+            betas=settings.betas,
             warmup_steps=0,  # known at FIT_START
-            compat=self.compat,
-            seed=self.seed,
+            compat=settings.compat,
+            seed=settings.seed,
             device=device,
         )
-        if self.selection == "importance":
+        if settings.selection == "importance":
             self._importance = Importance(groups, device=device)
-        elif self.selection == "random":
-            self.masks.decide(random_scores(groups, self.seed))
+        elif settings.selection == "random":
+            self.masks.decide(random_scores(groups, settings.seed))
         self._model = MaskedModel(model, self.source_shape, groups, device)
         log.info(
             "Pruning from %s (%d parameters) to %s (%d parameters).",
@@ -185,30 +158,23 @@ class TargetedPruning(Algorithm):
 
     def _resolve_times(self, state: State) -> None:
         """Times given as shares of the run need its length, which Composer knows only when fitting."""
-        self._search_steps = steps("search", self.search, state.max_duration)
-        if self.warmup is None:
-            self.masks.warmup_steps = round(_SEARCH_WARMUP * self._search_steps)
-        else:
-            self.masks.warmup_steps = steps("warmup", self.warmup, state.max_duration)
-        if self.search is None:
-            return
-        if not self.masks.warmup_steps < self._search_steps:
-            raise InputError(f"search is '{self.search}', warmup '{self.warmup}': search must be the longer one.")
-        if state.max_duration is not None and self._search_steps > steps("max_duration", "1dur", state.max_duration):
-            raise InputError(f"search is '{self.search}', longer than the run of {state.max_duration}.")
-        if (start := int(state.timestamp.batch)) >= self._search_steps and not self.masks.decided:
-            raise InputError(f"search is '{self.search}', but the checkpoint at batch {start} had not ended its own.")
+        search = self.settings.search
+        self.masks.warmup_steps, self._search_steps = warmup_and_search(self.settings.warmup, search, state)
+        if self._searches and (start := int(state.timestamp.batch)) >= self._search_steps:
+            raise InputError(
+                f"search is '{search}', but the checkpoint at batch {start} had not ended its own: lengthen it."
+            )
 
     def _draw(self, state: State) -> None:
         if self.masks.decided:
-            if self._search_steps and int(state.timestamp.batch) == self._search_steps:
+            if int(state.timestamp.batch) == self._chosen_after:
                 forget_empty_state(state.optimizers)
             self._drawn = {}
             self._model.assign(self.masks.final())
             return
         self._drawn = self._importance.draw() if self._importance else self.masks.draw(int(state.timestamp.batch))
         self._model.assign(self._drawn)
-        if self.lr_schedule == "follow":
+        if self.settings.lr_schedule == "follow":
             group = state.optimizers[0].param_groups[0]
             self._lr_factor = group["lr"] / group.get("initial_lr", group["lr"])
 
@@ -227,9 +193,11 @@ class TargetedPruning(Algorithm):
             self._drawn = {}
             if step + 1 == self._search_steps:
                 self.masks.decide(self._importance.scores if self._importance else None)
+                self._chosen_after = self._search_steps
                 log.info("The units are chosen; training goes on with %s.", self.target_shape)
+            self._model.assign(self._evaluation_masks(state))  # callbacks may use the model from here on
         values |= self.masks.statistics(step)
-        self._check(step, self._log(values, logger))
+        check_health(step, self._log(values, logger), self.masks, self.settings)
 
     def _log(self, values: Mapping[str, Tensor | float], logger: Logger) -> dict[str, float]:
         device = next(iter(self.masks.log_alpha.values())).device
@@ -238,31 +206,22 @@ class TargetedPruning(Algorithm):
         logger.log_metrics({f"pruning/{name}": value for name, value in metrics.items()})
         return metrics
 
-    def _check(self, step: int, metrics: Mapping[str, float]) -> None:
-        if broken := [name for name, value in metrics.items() if value != value]:
-            self._stop(step, f"{', '.join(broken)} became NaN")
-        if self._importance is None and self.masks.settled(step):
-            for name, group in self.masks.groups.items():
-                target, source = group.num_kept * group.multiple, group.num_units * group.multiple
-                expected = metrics[f"{name}/expected"]
-                if abs(expected - target) > _DIVERGED * (source - target):
-                    self._stop(step, f"{name} is {expected:.1f} and as far from its target {target} as at the start")
-
-    def _stop(self, step: int, what: str) -> None:
-        raise RuntimeError(
-            f"Pruning diverged at batch {step}: {what}. If the loss was finite, lower the masks' lr ({self.lr}) or "
-            f"lengthen the warmup ({self.warmup}), and resume from a checkpoint before it."
-        )
+    @property
+    def _searches(self) -> bool:
+        """Whether units are still to be chosen, on weights that stand still."""
+        return self.settings.search is not None and not self.masks.decided
 
     def _evaluation_masks(self, state: State) -> dict[str, Tensor]:
         finished = state.max_duration is not None and state.timestamp >= state.max_duration
-        return self.masks.final() if finished else self.masks.expected()
+        return self.masks.final() if finished and not self._searches else self.masks.expected()
 
-    def _report(self, state: State) -> None:
-        step = int(state.timestamp.batch) - 1
-        distance = float(self.masks.statistics(step)["distance"])
-        message = "Pruning ends at %s; expected sizes were within %.2f%% of the target."
-        log.log(logging.WARNING if distance > 0.05 else logging.INFO, message, self.target_shape, 100 * distance)
+    def _end(self, state: State) -> None:
+        if self._searches:
+            raise InputError(
+                f"search is '{self.settings.search}', but the run of {state.max_duration} ended after "
+                f"{int(state.timestamp.batch)} batches, before units were chosen. Shorten the search or train longer."
+            )
+        report_end(int(state.timestamp.batch) - 1, self.masks, self.target_shape)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that resuming and shearing need, in tensors and plain types."""
@@ -270,17 +229,19 @@ class TargetedPruning(Algorithm):
             **super().state_dict(),
             "source": self.source_shape.to_dict(),
             "target": self.target_shape.to_dict(),
-            "compat": self.compat,
-            "selection": self.selection,
+            "compat": self.settings.compat,
+            "selection": self.settings.selection,
+            "settings": self.settings.state_dict(),
+            "chosen_after": self._chosen_after,
             "masks": self.masks.state_dict(),
             **({"importance": self._importance.state_dict()} if self._importance else {}),
         }
 
     def load_state_dict(self, state: dict[str, Any], strict: bool = False) -> None:
-        """Continue from :meth:`state_dict`.
+        """Continue from :meth:`state_dict`; says which settings differ and take effect from here on.
 
         Raises:
-            InputError: the checkpoint was pruned from or to another shape.
+            InputError: the checkpoint was pruned from or to another shape, or in a way that cannot go on with this one.
         """
         for role, shape in (("source", self.source_shape), ("target", self.target_shape)):
             saved = ModelShape.from_dict(state[role])
@@ -289,10 +250,11 @@ class TargetedPruning(Algorithm):
                     f"The checkpoint's {role} shape is {saved}, this run's is {shape}. Use the same target."
                 )
         for name in ("compat", "selection"):
-            if state[name] != getattr(self, name):
-                raise InputError(
-                    f"The checkpoint was made with {name}={state[name]}, this run has {getattr(self, name)}."
-                )
+            if state[name] != (own := getattr(self.settings, name)):
+                raise InputError(f"The checkpoint was made with {name}={state[name]}, this run has {own}.")
         self.masks.load_state_dict(state["masks"])
+        self._chosen_after = state.get("chosen_after")
+        if "settings" in state:  # older checkpoints have none
+            self.settings.compare(state["settings"], decided=self.masks.decided)
         if self._importance:
             self._importance.load_state_dict(state["importance"])

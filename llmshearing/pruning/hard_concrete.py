@@ -18,6 +18,11 @@ EPSILON = 1e-6
 # log_alpha is kept where the keep probability stays away from 0 and 1, so that no unit is decided for good.
 LOG_ALPHA_MIN = math.log(1e-2)
 LOG_ALPHA_MAX = math.log(1e2)
+# What keep_probability makes of these two.
+MIN_KEEP_PROBABILITY, MAX_KEEP_PROBABILITY = (
+    1 / (1 + (-STRETCH[0] / STRETCH[1]) ** TEMPERATURE * math.exp(-log_alpha))
+    for log_alpha in (LOG_ALPHA_MIN, LOG_ALPHA_MAX)
+)
 # Of the original: the factor that makes the mode-like soft mask below match the mean of z (Louizos' code, 0.8).
 _DETERMINISTIC_SCALE = 0.8
 
@@ -59,3 +64,18 @@ def deterministic(log_alpha: Tensor, num_kept: int | Tensor) -> Tensor:
     rank = log_alpha.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
     kept = torch.as_tensor(num_kept, device=log_alpha.device)
     return torch.where(rank < kept.unsqueeze(-1), soft, torch.zeros_like(soft))
+
+
+def ties(scores: Tensor, num_kept: int) -> Tensor:
+    """How many units of each group have the score through which the cut between kept and dropped ones goes.
+
+    Args:
+        scores: shape ``(..., units)``.
+        num_kept: units to keep per group, fewer than there are.
+
+    Returns:
+        Shape ``(...)``; 0 where the last kept and the first dropped unit differ.
+    """
+    ordered = scores.sort(dim=-1, descending=True).values
+    last, first = ordered[..., num_kept - 1], ordered[..., num_kept]
+    return torch.where(last == first, (scores == last.unsqueeze(-1)).sum(-1), 0)

@@ -15,6 +15,7 @@ from torch import Tensor
 from llmshearing.pruning import hard_concrete
 from llmshearing.pruning.lagrangian import Multipliers, constraint, target_fraction
 from llmshearing.pruning.noise import generator
+from llmshearing.pruning.selection import log_ties
 from llmshearing.pruning.target import UnitGroup
 
 # A unit is undecided while its probability of staying is between these.
@@ -84,7 +85,12 @@ class LearnedMasks:
 
     @torch.no_grad()
     def expected(self) -> dict[str, Tensor]:
-        """Deterministic masks of the size that the masks now expect, for evaluation on the way to the target."""
+        """Deterministic masks of the size that the masks now expect, for evaluation on the way to the target.
+
+        Before the first step, and so while units are chosen by importance, masks of one: the source.
+        """
+        if not self.decided and not self._steps():
+            return {name: torch.ones_like(log_alpha) for name, log_alpha in self.log_alpha.items()}
         masks = {}
         for name, log_alpha in self.log_alpha.items():
             size = hard_concrete.keep_probability(log_alpha).sum(-1).round().long().clamp(min=1)
@@ -98,6 +104,10 @@ class LearnedMasks:
             name: hard_concrete.deterministic(log_alpha, self.groups[name].num_kept)
             for name, log_alpha in self.log_alpha.items()
         }
+
+    def _steps(self) -> int:
+        """How often the masks were updated."""
+        return int(self.optimizer.state[next(iter(self.log_alpha.values()))]["step"])
 
     def step(self, step: int, *, lr_factor: float = 1.0) -> Tensor:
         """One min-max step: add the constraint's gradients to those that ``log_alpha`` has from the loss, and update.
@@ -140,9 +150,15 @@ class LearnedMasks:
         """
         for name, log_alpha in self.log_alpha.items():
             score = log_alpha if scores is None else scores[name].to(log_alpha.device)
+            log_ties(self.groups[name], score)
             kept = hard_concrete.deterministic(score, self.groups[name].num_kept) > 0
             log_alpha.copy_(torch.where(kept, torch.inf, -torch.inf))
         self.decided = True
+
+    def log_ties(self) -> None:
+        """Warn of units between which :meth:`final` decides by index."""
+        for name, log_alpha in self.log_alpha.items():
+            log_ties(self.groups[name], log_alpha)
 
     def settled(self, step: int) -> bool:
         """Whether the constraint has asked for the full target long enough that sizes should be near it."""
@@ -178,10 +194,13 @@ class LearnedMasks:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of :meth:`state_dict`; tensors are copied to where the masks live."""
+        """Inverse of :meth:`state_dict`; tensors are copied to where the masks live, settings are not taken over."""
+        betas = [param_group["betas"] for param_group in self.optimizer.param_groups]
         for name in self.groups:
             self.log_alpha[name].copy_(state["log_alpha"][name])
             self.multipliers[name].lam.copy_(state["lambda"][name])
             self.multipliers[name].phi.copy_(state["phi"][name])
         self.optimizer.load_state_dict(state["optimizer"])
+        for param_group, own in zip(self.optimizer.param_groups, betas, strict=True):
+            param_group["betas"] = own
         self.decided = all(bool(log_alpha.isinf().all()) for log_alpha in self.log_alpha.values())

@@ -1,14 +1,20 @@
-"""Ways to choose units other than learning their masks: by importance and at random."""
+"""Ways to choose units other than learning their masks, by importance and at random, and what any choice has to say."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from llmshearing.errors import InputError
+from llmshearing.pruning.hard_concrete import ties
 from llmshearing.pruning.noise import generator
 from llmshearing.pruning.target import UnitGroup
+
+log = logging.getLogger(__name__)
 
 SELECTIONS = ("learned", "importance", "random")
 
@@ -55,3 +61,47 @@ def random_scores(groups: Iterable[UnitGroup], seed: int) -> dict[str, Tensor]:
     """Scores that choose among the units of each group at random, the same on every rank."""
     noise = generator("units", seed)
     return {group.dimension: torch.rand(group.shape, generator=noise) for group in groups}
+
+
+def log_ties(group: UnitGroup, scores: Tensor) -> None:
+    """Warn where units are chosen by nothing but their index, since the cut goes through units of equal score.
+
+    Args:
+        group: what is chosen among.
+        scores: of the group's shape.
+    """
+    tied = ties(scores.detach(), group.num_kept)
+    if not tied.any():
+        return
+    where = ""
+    if tied.dim():  # the first axis is the layer
+        where = f" (layers {', '.join(map(str, tied.nonzero()[:, 0].unique().tolist()))})"
+    log.warning(
+        "%s: in %d of %d groups%s the last unit kept is no better than the first one dropped. %d units share their "
+        "score there; of these, those of lower index stay.",
+        group.dimension,
+        int((tied > 0).sum()),
+        group.num_groups,
+        where,
+        int(tied.sum()),
+    )
+
+
+def check_chosen(pruning: Mapping[str, Any], path: Any) -> None:
+    """Check that the state of a :class:`~llmshearing.TargetedPruning` is not from before its units were chosen.
+
+    Args:
+        pruning: the state, as a checkpoint has it.
+        path: of the checkpoint, for the message.
+
+    Raises:
+        InputError: it is from a search, or from gathering importance.
+    """
+    search = (pruning.get("settings") or {}).get("search")
+    if search is None and pruning.get("selection", "learned") == "learned":
+        return  # learned to the end, or, in a checkpoint without settings, it cannot be told
+    if not all(bool(log_alpha.isinf().all()) for log_alpha in pruning["masks"]["log_alpha"].values()):
+        raise InputError(
+            f"'{path}' is from before its units were chosen{f' (search: {search})' if search else ''}. "
+            "Go on training, and take a checkpoint of after that."
+        )

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from llmshearing.arguments import whole
 from llmshearing.errors import InputError, unknown_name
+from llmshearing.pruning.hard_concrete import MAX_KEEP_PROBABILITY, MIN_KEEP_PROBABILITY
 from llmshearing.shape import ModelShape
 
 LAYERS = "num_hidden_layers"
@@ -50,6 +52,25 @@ class UnitGroup:
         return math.prod(self.shape[:-1])
 
 
+def check_target(target: Any) -> dict[str, int]:
+    """A target for any source, as a dictionary of its own.
+
+    Raises:
+        InputError: it is no mapping of dimensions to whole numbers.
+    """
+    if not isinstance(target, Mapping):
+        raise InputError(f"target is {target!r}; give sizes by name, such as {{'{HIDDEN}': 2048, '{LAYERS}': 24}}.")
+    if not target:
+        raise InputError(f"The target names no dimension to prune. Give at least one of {', '.join(DIMENSIONS)}.")
+    for name in target:
+        if name not in DIMENSIONS:
+            raise unknown_name("target dimension", name, DIMENSIONS)
+    return {
+        name: whole(f"target.{name}", size, "it must be a whole number above 0", least=1)
+        for name, size in target.items()
+    }
+
+
 def resolve_target(source: ModelShape, target: Mapping[str, int]) -> ModelShape:
     """The full target shape that a user's partial ``target`` means for ``source``.
 
@@ -60,14 +81,8 @@ def resolve_target(source: ModelShape, target: Mapping[str, int]) -> ModelShape:
     Raises:
         InputError: an unknown dimension, or a size that the masks cannot reach; names the nearest sizes they can.
     """
-    if not target:
-        raise InputError(f"The target names no dimension to prune. Give at least one of {', '.join(DIMENSIONS)}.")
-    wanted: dict[str, Any] = dict(target)
+    wanted: dict[str, Any] = check_target(target)
     for name, size in wanted.items():
-        if name not in DIMENSIONS:
-            raise unknown_name("target dimension", name, DIMENSIONS)
-        if isinstance(size, bool) or not isinstance(size, int):
-            raise InputError(f"target.{name} is {size!r}; it must be a whole number.")
         largest = getattr(source, name)
         if not 1 <= size <= largest:
             raise InputError(
@@ -89,6 +104,37 @@ def resolve_target(source: ModelShape, target: Mapping[str, int]) -> ModelShape:
             f"Nearest possible: {' or '.join(map(str, nearest))}."
         )
     return dataclasses.replace(source, **wanted)
+
+
+def groups_to_prune(
+    source: ModelShape, target: Mapping[str, int], *, selection: str
+) -> tuple[ModelShape, list[UnitGroup]]:
+    """The full target shape, and the groups of units to choose among.
+
+    Raises:
+        InputError: a target that cannot be reached, by ``selection`` or at all.
+    """
+    shape = resolve_target(source, target)
+    groups = unit_groups(source, shape)
+    if not groups:
+        raise InputError(f"The target equals the source model ({source}): there is nothing to prune.")
+    if selection == "learned":
+        for group in groups:
+            _check_learnable(group)
+    return shape, groups
+
+
+def _check_learnable(group: UnitGroup) -> None:
+    """Beyond these sizes all of a group's masks end at the same bound, and nothing tells its units apart."""
+    smallest = math.floor(MIN_KEEP_PROBABILITY * group.num_units) + 1
+    largest = math.ceil(MAX_KEEP_PROBABILITY * group.num_units) - 1
+    if not smallest <= group.num_kept <= largest:
+        raise InputError(
+            f"target.{group.dimension} is {group.num_kept * group.multiple}, but learned masks reach "
+            f"{smallest * group.multiple} to {largest * group.multiple}: each unit of a group stays with a probability "
+            f"within {MIN_KEEP_PROBABILITY:.1%} and {MAX_KEEP_PROBABILITY:.1%}. Use selection 'importance', or prune "
+            "in stages."
+        )
 
 
 def unit_groups(source: ModelShape, target: ModelShape) -> list[UnitGroup]:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import resource
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,36 +12,9 @@ import pytest
 import torch
 from torch.distributed.checkpoint.metadata import Metadata
 
-from llmshearing.convert.__main__ import main
-from tests.conftest import REPOSITORY
-from tests.convert.checkpoints import Change, Content, Payload, changed, dense, pruned, pruning_of, sharded
+from tests.convert.checkpoints import Change, Content, Payload, changed, dense, pruning_of, sharded
 
 NORM = "model.model.norm.weight"
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pruned(tmp_path_factory.mktemp("pruned"))
-
-
-@pytest.fixture
-def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Convert by the command line, which must fail in the right way; returns its message."""
-
-    def run(checkpoint: Path, *options: str, out: Path | None = None, command: str = "shear") -> str:
-        before = sorted(tmp_path.rglob("*"))
-        monkeypatch.setattr(sys, "argv", ["convert", command, str(checkpoint), str(out or tmp_path / "out"), *options])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        error = capsys.readouterr().err
-        assert stopped.value.code == 2
-        assert error.startswith("error: ")
-        assert error.count("\n") == 1
-        assert sorted(tmp_path.rglob("*")) == before
-        return error
-
-    return run
 
 
 def model_of(content: Content) -> Content:
@@ -72,12 +42,18 @@ def log_alpha_of(content: Content) -> Content:
 
 
 def config_of(content: Content) -> Content:
-    return content["state"]["integrations"]["huggingface"]["model"]["config"]["content"]
+    return config_file(content)["content"]
 
 
-def add_tokenizer(content: Content) -> None:
-    file = {"file_extension": ".json", "content": {}}
-    content["state"]["integrations"]["huggingface"]["tokenizer"] = {"../../evil": file}
+def config_file(content: Content) -> Content:
+    return content["state"]["integrations"]["huggingface"]["model"]["config"]
+
+
+JSON = {"file_extension": ".json", "content": {}}
+
+
+def add_tokenizer(files: Content) -> Change:
+    return lambda content: content["state"]["integrations"]["huggingface"].update(tokenizer=files)
 
 
 CHANGED: dict[str, tuple[Change, str]] = {
@@ -116,7 +92,34 @@ CHANGED: dict[str, tuple[Change, str]] = {
         lambda content: config_of(content).update(model_type="gpt2"),
         "Models of type 'gpt2' are not supported",
     ),
-    "tokenizer that leaves the folder": (add_tokenizer, "outside its folder"),
+    "tokenizer that leaves the folder": (add_tokenizer({"../../evil": JSON}), "outside its folder"),
+    "tokenizer that replaces the config": (add_tokenizer({"config": JSON}), "has a file 'config.json', a name of"),
+    "tokenizer that replaces weights": (add_tokenizer({"Model.safetensors.index": JSON}), "a name of the model's own"),
+    "tokenizer of code": (add_tokenizer({"tok": {**JSON, "file_extension": ".py"}}), "of a kind that is not written"),
+    "tokenizer of another form": (add_tokenizer({"vocab": 3}), "of another form"),
+    "tokenizer of numbers": (add_tokenizer({"a": {"file_extension": ".txt", "content": [1]}}), "is not written"),
+    "tokenizer of NaN": (add_tokenizer({"a": {**JSON, "content": torch.nan}}), "that JSON cannot express"),
+    "config of no mapping": (lambda content: config_file(content).update(content=[1, 2]), "its state has another form"),
+    "size that is text": (lambda content: config_of(content).update(hidden_size="48"), "hidden_size is '48'"),
+    "size of zero": (lambda content: config_of(content).update(num_attention_heads=0), "num_attention_heads is 0"),
+    "heads that do not divide": (lambda content: config_of(content).update(num_key_value_heads=3), "not a multiple of"),
+    "type that is no name": (lambda content: config_of(content).update(model_type=["llama"]), "are not supported"),
+    "config of tensors": (lambda content: config_of(content).update(x=torch.ones(2)), "that JSON cannot express"),
+    "target that cannot be": (
+        lambda content: pruning_of(content)["target"].update(hidden_size=10**9),
+        "target.hidden_size is 1000000000",
+    ),
+    "masks of text": (
+        lambda content: log_alpha_of(content).update(hidden_size="no"),
+        "that this version does not know",
+    ),
+    "algorithms of numbers": (lambda content: content["state"].update(algorithms=[1]), "its state has another form"),
+    "data of another form": (
+        lambda content: content["state"].update(
+            dataset_state={"train": {"domains": ["a", "b"], "proportions": [0.5]}, "eval": {}}
+        ),
+        "The state of the data in",
+    ),
 }
 
 
@@ -198,45 +201,26 @@ def test_sharded_checkpoint_whose_metadata_lies(tmp_path: Path, checkpoint: Path
 
     def swap(metadata: Metadata) -> None:
         norm, head = (next(i for i in metadata.storage_data if name in i.fqn) for name in (NORM, "lm_head"))
-        metadata.storage_data[norm] = metadata.storage_data[head]
+        places = metadata.storage_data
+        places[norm], places[head] = places[head], places[norm]
+
+    def repeat(metadata: Metadata) -> None:
+        first, second = (next(i for i in metadata.storage_data if name in i.fqn) for name in ("q_proj", "o_proj"))
+        metadata.storage_data[first] = metadata.storage_data[second]
+
+    def rename_path(metadata: Metadata) -> None:
+        name = next(name for name in metadata.planner_data if name.endswith("rope_theta"))
+        metadata.planner_data[name] = (*metadata.planner_data[name][:-1], "rope_thetb")
 
     changes: dict[str, tuple[Callable[[Metadata], None], str]] = {
         "outside": (partial(send, f"../{checkpoint.name}"), "lacks its file"),
         "pieces": (drop_pieces, "do not add up to its rows"),
         "swapped": (swap, "do not agree"),
+        "twice": (repeat, "is truncated or damaged"),
+        "renamed": (rename_path, "is truncated or damaged"),
         "unlisted": (lambda metadata: metadata.storage_data.clear(), "does not say where"),
     }
     for name, (change, message) in changes.items():
         folder = sharded(checkpoint, tmp_path / name)
         edit_metadata(folder, change)
         assert message in refused(folder)
-
-
-def test_places_that_cannot_be_written(tmp_path: Path, checkpoint: Path, refused: Callable[..., str]) -> None:
-    (tmp_path / "file").touch()
-    (tmp_path / "taken").mkdir()
-    assert "Cannot write" in refused(checkpoint, out=tmp_path / "file" / "out")
-    assert "Cannot write" in refused(checkpoint, out=Path("/proc/sheared"))  # read-only, even for root
-    assert "exists already. Choose another place, or pass --overwrite" in refused(checkpoint, out=tmp_path / "taken")
-    assert "write it as 500MB or 5GB" in refused(checkpoint, "--max-shard-size", "5 parsecs")
-
-
-def test_full_disk(tmp_path: Path, checkpoint: Path) -> None:
-    def small_files() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
-    command = [sys.executable, "-m", "llmshearing.convert", "shear", str(checkpoint), str(tmp_path / "out")]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, preexec_fn=small_files)
-    assert done.returncode == 2
-    assert f"error: Cannot write '{tmp_path / 'out'}': File too large. Nothing was left behind." in done.stderr
-    assert "Traceback" not in done.stderr
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_folder_that_is_overwritten_stays_until_the_new_one_is_complete(
-    tmp_path: Path, checkpoint: Path, refused: Callable[..., str]
-) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old").write_text("precious")
-    refused(changed(checkpoint, tmp_path / "broken.pt", poison), "--overwrite")
-    assert (tmp_path / "out" / "old").read_text() == "precious"

@@ -108,6 +108,7 @@ def test_command_line_replaces_a_folder_and_cuts_shards_as_asked(
     checkpoint, out = pruned(tmp_path / "run"), tmp_path / "out"
     out.mkdir()
     (out / "model.safetensors").write_text("old")
+    (out / "config.json").write_text("{}")
     options = ["--overwrite", "--dtype", "bfloat16", "--max-shard-size", "20KB"]
     monkeypatch.setattr(sys, "argv", ["convert", "shear", str(checkpoint), str(out), *options])
     main()
@@ -137,6 +138,9 @@ def test_continued_training_uses_no_sample_that_pruning_used(tmp_path: Path) -> 
     assert record["samples_used"] == {
         name: sum(domain == index for batch in used for domain, _ in batch) for index, name in enumerate(samples)
     }
+
+    assert record["order"]["shuffle_seed"] == 9176
+    assert list(record["order"]["shards"]) == list(samples)
 
     path = str(tmp_path / "out" / "shearing.json")
     settings = {"local": str(tmp_path / "data"), "proportions": path, "start": path, "update_interval": 1}

@@ -80,12 +80,40 @@ def test_checkpoints_tell_proportions_and_use_in_plain_types(make: Make, tmp_pat
     assert state["samples_used"] == [used[i] for i in range(3)]
 
 
-def test_fit_may_go_on_in_the_same_process(make: Make) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("fits", [(5, 7), (4, 4, 4), (1, 2, 3, 6)], ids=str)
+def test_fit_may_go_on_in_the_same_process(make: Make, fits: tuple[int, ...], workers: int) -> None:
     whole, expected = make()
     whole.fit()
-    trainer, recorder = make(duration="5ba", loader={"num_workers": 2, "persistent_workers": True})
+    loader = {"num_workers": workers, "persistent_workers": workers > 0}
+    trainer, recorder = make(duration=f"{fits[0]}ba", loader=loader)
     trainer.fit()
-    trainer.fit(duration="7ba")
+    for more in fits[1:]:
+        trainer.fit(duration=f"{more}ba")
+    assert recorder.batches == expected.batches
+    assert trainer.state.timestamp.batch == 12
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_run_may_fit_on(make: Make, tmp_path: Path, workers: int) -> None:
+    whole, expected = make(save_folder=str(tmp_path), save_interval="3ba")
+    whole.fit()
+    load = {"load_path": str(tmp_path / "ep0-ba3-rank0.pt"), "loader": {"num_workers": workers}}
+    trainer, recorder = make(**load, duration="5ba")
+    trainer.fit()
+    for more in (1, 3, 3):
+        trainer.fit(duration=f"{more}ba")
+    assert recorder.batches == expected.batches[3:]
+
+
+def test_a_constant_mix_may_fit_on(make: Make) -> None:
+    constant = {"eval_interval": "0ba", "loader": {"num_workers": 2}}
+    whole, expected = make(steer=DynamicBatchLoading(update_type="constant"), **constant)
+    whole.fit()
+    trainer, recorder = make(steer=DynamicBatchLoading(update_type="constant"), **constant, duration="1ba")
+    trainer.fit()
+    for more in (6, 1, 4):
+        trainer.fit(duration=f"{more}ba")
     assert recorder.batches == expected.batches
 
 
@@ -206,10 +234,12 @@ def test_checkpoints_of_other_data_are_refused(make: Make, tmp_path: Path, make_
     trainer, _ = make(save_folder=str(tmp_path), duration="3ba")
     trainer.fit()
     other = make_data(code=301, web=200, books=100)
-    with pytest.raises(InputError, match="The shards are not those of the checkpoint"):
+    with pytest.raises(InputError, match="The shards of code are not those of the checkpoint"):
         make(load_path=str(tmp_path / "latest-rank0.pt"), dataset={"local": str(other)})
     with pytest.raises(InputError, match="was not a DynamicStreamingDataset"):
         make()[0].state.train_dataloader.dataset.load_state_dict({"epoch": 0, "sample_in_epoch": 12})
+    with pytest.raises(InputError, match="was not a DynamicStreamingDataset"):
+        make()[0].state.train_dataloader.dataset.load_state_dict(None)  # of a loader without a state
 
 
 def test_llm_foundry_labels_are_understood(make: Make) -> None:

@@ -113,7 +113,8 @@ def test_a_jump_of_a_million_rounds_takes_no_time() -> None:
     assert (np.abs(np.array(far.used) - 10**6 * held.size * np.array(held.proportions)) < 5).all()
 
 
-SHAPE = DataShape(("a", "b", "c", "d", "e", "f", "g"), "data", 50, 32)
+NAMES = ("a", "b", "c", "d", "e", "f", "g")
+SHAPE = DataShape(NAMES, "data", 50, 32, shuffle_seed=1, shuffle_block_size=40, shards=NAMES, first={})
 
 
 @pytest.mark.parametrize("into", [0, 1, 777, 1599, 1600])

@@ -67,6 +67,12 @@ def test_a_cache_too_small_for_the_shuffled_blocks_is_reported(
     assert any("more than cache_limit (2e+04)" in message for message in caplog.messages)
 
 
+@pytest.mark.parametrize("duration", ["1ep", "2iter"])
+def test_a_duration_in_endless_epochs_is_refused(make: Make, duration: str) -> None:
+    with pytest.raises(InputError, match=f"^max_duration: '{duration}' never comes"):
+        make(duration=duration)
+
+
 def test_a_missing_evaluator_is_named(make: Make) -> None:
     trainer, _ = make()
     trainer.state.evaluators = [e for e in trainer.state.evaluators if e.label != "web"]

@@ -8,14 +8,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 from composer import Trainer
-from composer.core import Event, Precision
+from composer.core import Callback, Event, Precision, State
+from composer.loggers import Logger
 from composer.models import ComposerClassifier, HuggingFaceModel
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmshearing import ModelShape, TargetedPruning
 from llmshearing.convert.commands import shear
 from llmshearing.errors import InputError
-from tests.models import token_ids
+from llmshearing.pruning.fold import scale_vectors
+from tests.models import make_model, token_ids
 from tests.training import TARGET, KillAt, Killed, dataset, logged, make_trainer
 
 
@@ -115,6 +117,76 @@ def test_evaluation_uses_deterministic_masks_and_the_target_shape_at_the_end() -
     assert int((leaves["intermediate.0"] != 0).sum()) == TARGET["intermediate_size"]
 
 
+class Watch(Callback):
+    """Whether callbacks find the masks of evaluation on the model, by event and batch."""
+
+    def __init__(self, algorithm: TargetedPruning) -> None:
+        self.algorithm = algorithm
+        self.found: dict[tuple[str, int], bool] = {}
+
+    def run_event(self, event: Event, state: State, logger: Logger) -> None:
+        """Compare with the masks of evaluation."""
+        if not hasattr(self.algorithm, "_model"):
+            return
+        masks = self.algorithm._evaluation_masks(state)
+        wanted = scale_vectors(masks, self.algorithm.source_shape)
+        same = all(torch.equal(leaf, wanted[name]) for name, leaf in self.algorithm._model.leaves.items())
+        self.found[event.value, int(state.timestamp.batch)] = same
+
+
+@pytest.mark.parametrize("settings", [{}, {"warmup": None, "search": "4ba"}], ids=["learned", "searched"])
+def test_sampled_masks_are_on_the_model_only_while_a_batch_trains(settings: dict) -> None:
+    algorithm = pruning(**settings)
+    watch = Watch(algorithm)
+    trainer = make_trainer([algorithm], duration="6ba", callbacks=[watch])
+    trainer.fit()
+    between = ("after_load", "fit_start", "batch_start", "batch_end", "batch_checkpoint", "epoch_end", "fit_end")
+    assert all(same for (event, _), same in watch.found.items() if event in between)
+    assert {batch for event, batch in watch.found if event == "batch_end"} == set(range(1, 7))
+    assert not all(watch.found["before_forward", batch] for batch in range(1, 4))  # those were drawn
+
+
+def test_prediction_after_an_interrupted_batch_is_deterministic() -> None:
+    class Interrupt(Callback):
+        def after_train_batch(self, state: State, logger: Logger) -> None:
+            if state.timestamp.batch == 3:
+                raise KeyboardInterrupt
+
+    algorithm = pruning()
+    trainer = make_trainer([algorithm], callbacks=[Interrupt()])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    trainer.predict(trainer.state.train_dataloader, subset_num_batches=1)
+    expected = scale_vectors(algorithm.masks.expected(), algorithm.source_shape)
+    for name, leaf in algorithm._model.leaves.items():
+        assert torch.equal(leaf, expected[name])
+
+
+def test_evaluation_before_the_first_batch_is_of_the_source() -> None:
+    trainer = make_trainer([pruning()])
+    assert torch.equal(trainer.state.model.eval().model(token_ids()).logits, make_model("llama3")(token_ids()).logits)
+
+
+def test_changed_settings_take_effect_where_a_checkpoint_goes_on_and_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_trainer([pruning()], folder=tmp_path, duration="6ba").fit()
+    changed = pruning(betas=(0.5, 0.9), lr=0.5, seed=18, warmup="7ba")
+    trainer = make_trainer([changed], load_path=str(latest(tmp_path)))
+    for said in (
+        "betas was [0.9, 0.95] in the checkpoint; from here on it is [0.5, 0.9].",
+        "lr was 1.0 in the checkpoint; from here on it is 0.5.",
+        "seed was 17 in the checkpoint; from here on it is 18.",
+        "warmup was '5ba' in the checkpoint; from here on it is '7ba'.",
+    ):
+        assert said in caplog.text
+    assert "search was" not in caplog.text
+    trainer.fit()
+    assert {group["betas"] for group in changed.masks.optimizer.param_groups} == {(0.5, 0.9)}
+    assert {group["lr"] for group in changed.masks.optimizer.param_groups} == {0.5}
+    assert logged(trainer, "pruning/hidden_size/target")[0] == pytest.approx(48 - 24 * 6 / 7)
+
+
 def test_mask_learning_rate_can_follow_the_schedule() -> None:
     trainer = make_trainer([pruning(lr_schedule="follow")])
     trainer.fit()
@@ -146,10 +218,7 @@ def test_models_that_are_not_hugging_face_are_refused() -> None:
     [
         ({"compat": "papr"}, "Did you mean 'paper'"),
         ({"lr_schedule": "folow"}, "Did you mean 'follow'"),
-        ({"lr": 0.0}, "must be above 0"),
-        ({"seed": -1}, "seed is -1; the masks' seed must be a whole number"),
-        ({"seed": True}, "seed is True"),
-        ({"seed": "17"}, "seed is '17'"),
+        ({"lr": 0.0}, "must be a number above 0"),
         ({"warmup": "soon"}, "not a time such as"),
         ({"warmup": "1ep"}, "give it in batches"),
         ({"warmup": "100tok"}, "give it in batches"),
@@ -157,12 +226,24 @@ def test_models_that_are_not_hugging_face_are_refused() -> None:
 )
 def test_wrong_settings_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        make_trainer([pruning(**settings)])
+        pruning(**settings)
+
+
+@pytest.mark.parametrize("settings", [{"warmup": "12ba"}, {"warmup": "1dur"}, {"warmup": None}])
+def test_warm_up_that_takes_the_whole_run_is_refused_before_the_first_batch(settings: dict) -> None:
+    with pytest.raises(InputError, match=r"warmup is '\w+', but the run has only 12 batches: shorten it"):
+        make_trainer([pruning(**settings)]).fit()
+
+
+def test_sizes_that_learned_masks_cannot_reach_are_refused_where_the_model_is_known() -> None:
+    with pytest.raises(InputError, match="target.hidden_size is 2, but learned masks reach 3 to 47"):
+        make_trainer([TargetedPruning({"hidden_size": 2})])
+    make_trainer([TargetedPruning({"hidden_size": 2}, selection="importance")])
 
 
 def test_checkpoint_of_another_target_is_refused(tmp_path: Path) -> None:
-    make_trainer([pruning()], folder=tmp_path, duration="2ba").fit()
-    other = TargetedPruning({**TARGET, "hidden_size": 32}, warmup="5ba")
+    make_trainer([pruning(warmup="1ba")], folder=tmp_path, duration="2ba").fit()
+    other = TargetedPruning({**TARGET, "hidden_size": 32}, warmup="1ba")
     with pytest.raises(InputError, match="The checkpoint's target shape"):
         make_trainer([other], load_path=str(latest(tmp_path)))
 

@@ -12,6 +12,8 @@ from transformers import AutoModelForCausalLM
 from llmshearing import TargetedPruning
 from llmshearing.convert.commands import shear
 from llmshearing.errors import InputError
+from llmshearing.pruning.selection import log_ties
+from llmshearing.pruning.target import UnitGroup
 from tests.models import make_model, token_ids
 from tests.training import TARGET, KillAt, Killed, dataset, logged, make_trainer
 
@@ -134,6 +136,86 @@ def test_resumed_run_equals_the_uninterrupted_one_to_the_bit(tmp_path: Path, way
         assert torch.equal(kept(resumed.state.algorithms[-1])[name], units)
 
 
+@pytest.mark.parametrize("way", ["searched", "important"])
+def test_checkpoint_from_before_units_were_chosen_is_not_sheared(tmp_path: Path, way: str) -> None:
+    make_trainer([pruning(**WAYS[way])], folder=tmp_path / "run", save_interval="4ba", duration="6ba").fit()
+    early = tmp_path / "run" / "ep0-ba4-rank0.pt"
+    with pytest.raises(InputError, match=r"from before its units were chosen \(search: 5ba\). Go on training"):
+        shear(early, tmp_path / "sheared")
+    saved = torch.load(early, weights_only=False)
+    (state,) = (state for name, state in saved["state"]["algorithms"] if name == "TargetedPruning")
+    del state["settings"], state["chosen_after"]  # as older versions wrote it
+    torch.save(saved, tmp_path / "old.pt")
+    if way == "important":
+        with pytest.raises(InputError, match=r"from before its units were chosen. Go on training"):
+            shear(tmp_path / "old.pt", tmp_path / "sheared")
+    shear(tmp_path / "run" / "latest-rank0.pt", tmp_path / "sheared")
+
+
+@pytest.mark.parametrize("duration", ["1ep", "64sp", "1024tok"])  # 8 batches, an epoch 32
+@pytest.mark.parametrize("settings", [{"selection": "importance", "search": "3ba"}, {"search": "3ba"}])
+def test_search_in_batches_works_in_a_run_of_any_unit(settings: dict[str, Any], duration: str) -> None:
+    trainer = make_trainer([pruning(**settings)], duration=duration, schedulers=None)
+    trainer.fit()
+    assert trainer.state.timestamp.batch == (32 if duration == "1ep" else 8)
+    assert logged(trainer, "pruning/num_hidden_layers/undecided")[3:] == [0] * (int(trainer.state.timestamp.batch) - 3)
+
+
+def test_shares_of_a_run_in_epochs_are_known_and_in_tokens_refused() -> None:
+    trainer = make_trainer([pruning(search="0.25dur")], duration="1ep", schedulers=None)
+    trainer.fit()
+    assert trainer.state.algorithms[-1]._chosen_after == 8
+    with pytest.raises(InputError, match="search is '0.25dur', a share of the run, but max_duration is '1024tok'"):
+        make_trainer([pruning(search="0.25dur")], duration="1024tok", schedulers=None).fit()
+
+
+def test_run_that_ends_before_its_search_says_so(tmp_path: Path) -> None:
+    trainer = make_trainer([pruning(selection="importance", search="9ba")], duration="64sp", schedulers=None)
+    with pytest.raises(InputError, match="run of 64sp ended after 8 batches, before units were chosen"):
+        trainer.fit()
+
+
+@pytest.mark.parametrize(
+    ("way", "stop", "changes", "message"),
+    [
+        (
+            "searched",
+            8,
+            {"search": "9ba"},
+            "search is '9ba', but the checkpoint's units are chosen already, with '5ba'",
+        ),
+        ("random", 3, {"seed": 18}, "seed is 18, but the checkpoint's units are chosen already, with 17"),
+        ("important", 4, {"search": "4ba"}, "search is '4ba', but the checkpoint at batch 4 had not ended its own"),
+    ],
+)
+def test_settings_that_had_their_effect_cannot_change(
+    tmp_path: Path, way: str, stop: int, changes: dict[str, Any], message: str
+) -> None:
+    make_trainer([pruning(**WAYS[way])], folder=tmp_path, save_interval=f"{stop}ba", duration="8ba").fit()
+    with pytest.raises(InputError, match=message):
+        make_trainer(
+            [pruning(**{**WAYS[way], **changes})], load_path=str(tmp_path / f"ep0-ba{stop}-rank0.pt"), duration="12ba"
+        ).fit()
+
+
+def test_units_of_equal_score_at_the_cut_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    group = UnitGroup("intermediate_size", (3, 4), 2)
+    log_ties(group, torch.tensor([[4.0, 3.0, 2.0, 1.0], [3.0, 3.0, 1.0, 1.0], [2.0, 1.0, 1.0, 1.0]]))
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "intermediate_size: in 1 of 3 groups (layers 2) the last unit kept is no better than the first one dropped. "
+        "3 units share their score there; of these, those of lower index stay."
+    )
+
+
+def test_importance_that_cannot_tell_units_apart_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    trainer = make_trainer([pruning(selection="importance", search="2ba")], duration="3ba")
+    with torch.no_grad():
+        trainer.state.model.model.model.layers[1].mlp.down_proj.weight.zero_()
+    trainer.fit()
+    assert "intermediate_size: in 1 of 4 groups (layers 1)" in caplog.text
+
+
 def test_search_over_the_whole_run_leaves_the_sources_weights_to_shear(tmp_path: Path) -> None:
     algorithm = pruning(search="1dur")
     trainer = make_trainer([algorithm], folder=tmp_path / "run", duration="5ba")
@@ -159,6 +241,7 @@ def test_warm_up_is_a_share_of_the_search() -> None:
         ({"search": "soon"}, "search is 'soon', which is not a time"),
         ({"search": "5ba", "warmup": "5ba"}, "search must be the longer one"),
         ({"search": "13ba"}, "longer than the run of 12ba"),
+        ({"search": "0.01dur"}, "less than a batch of a run of 12ba"),
     ],
 )
 def test_wrong_settings_are_refused_before_the_first_batch(settings: dict[str, Any], message: str) -> None:

@@ -1,9 +1,19 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
+import torch
 
 from llmshearing.errors import InputError
-from llmshearing.pruning.target import resolve_target, unit_groups
+from llmshearing.pruning.hard_concrete import (
+    LOG_ALPHA_MAX,
+    LOG_ALPHA_MIN,
+    MAX_KEEP_PROBABILITY,
+    MIN_KEEP_PROBABILITY,
+    keep_probability,
+)
+from llmshearing.pruning.target import groups_to_prune, resolve_target, unit_groups
 from llmshearing.shape import ModelShape
 
 GQA = ModelShape(48, 80, 4, 8, 4, 8, 96)
@@ -57,3 +67,22 @@ def test_without_shared_key_value_heads_a_head_is_one_unit() -> None:
 def test_impossible_targets_are_refused_with_the_field_and_the_nearest_sizes(target: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         resolve_target(GQA, target)
+
+
+@pytest.mark.parametrize(("units", "smallest", "largest"), [(1024, 49, 1021), (32, 2, 31), (4, 1, 3)])
+def test_learned_masks_reach_what_their_probabilities_allow(units: int, smallest: int, largest: int) -> None:
+    source = dataclasses.replace(MHA, intermediate_size=units)
+    for size in (smallest, largest):
+        assert MIN_KEEP_PROBABILITY < size / units < MAX_KEEP_PROBABILITY
+        groups_to_prune(source, {"intermediate_size": size}, selection="learned")
+    for size in {smallest - 1, largest + 1} - {0, units}:
+        with pytest.raises(
+            InputError, match=f"target.intermediate_size is {size}, but learned masks reach {smallest} to"
+        ):
+            groups_to_prune(source, {"intermediate_size": size}, selection="learned")
+        groups_to_prune(source, {"intermediate_size": size}, selection="importance")
+
+
+def test_bounds_of_the_probability_are_those_of_the_parameter() -> None:
+    bounds = keep_probability(torch.tensor([LOG_ALPHA_MIN, LOG_ALPHA_MAX], dtype=torch.float64))
+    assert bounds.tolist() == pytest.approx([MIN_KEEP_PROBABILITY, MAX_KEEP_PROBABILITY], rel=1e-12)

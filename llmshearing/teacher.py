@@ -1,0 +1,175 @@
+"""The teacher of a distillation: a causal LM that gives its likeliest tokens only, loaded whole and checked."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from composer.core import State
+from composer.utils import dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+from llmshearing.errors import InputError
+
+_CHUNK = 1024  # tokens whose logits the teacher holds at a time
+
+
+class _Hidden(BaseModelOutputWithPastAndCrossAttentions):
+    """With what causal LMs pass on besides."""
+
+    router_logits = None
+
+
+class _Given(nn.Module):
+    """In place of a causal LM's layers: their output is what the LM was given as its input."""
+
+    def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> _Hidden:
+        """``(batch, length, hidden_size)``, unchanged."""
+        return _Hidden(last_hidden_state=cast(Any, inputs_embeds))
+
+
+class Teacher(nn.Module):
+    """A frozen causal LM whose output is log-probabilities of its likeliest tokens.
+
+    The logits of all tokens over the whole vocabulary, which can take more memory than the model, never exist at once.
+    They are the model's own, whatever it does to them after its output layer: Granite divides them, Cohere multiplies
+    them, Gemma caps them.
+
+    Args:
+        model: the causal LM.
+        top_k: tokens per position. ``None``: all.
+        temperature: by which logits are divided.
+        vocab_size: tokens of the model that count, from 0 on. ``None``: all.
+
+    Raises:
+        InputError: a model whose output layer cannot be asked by itself.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, *, top_k: int | None, temperature: float, vocab_size: int | None = None
+    ) -> None:
+        super().__init__()
+        model.eval().requires_grad_(False)
+        self.base = model.base_model
+        self.head = copy.copy(model)  # the same output layer behind no layers
+        self.head._modules = {**model._modules, model.base_model_prefix: _Given()}
+        config = model.config.get_text_config()
+        try:
+            self.head(inputs_embeds=torch.zeros(1, 1, config.hidden_size, dtype=model.dtype))
+        except Exception as error:  # whatever its code does with what it lacks
+            raise InputError(
+                f"A teacher of type '{config.model_type}' gives no logits from hidden states alone ({error!r}). "
+                "Take one of another family."
+            ) from error
+        size = int(config.vocab_size)
+        self.vocab_size = min(vocab_size or size, size)
+        self.top_k, self.temperature = min(top_k or self.vocab_size, self.vocab_size), temperature
+
+    def forward(self, **inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """What the model takes to log-probabilities and token ids, each ``(batch, length, top_k)``."""
+        hidden = self.base(**inputs, use_cache=False)[0]
+        parts = []
+        for chunk in hidden.flatten(0, -2).split(_CHUNK):
+            logits = self.head(inputs_embeds=chunk.unsqueeze(0)).logits.squeeze(0)[..., : self.vocab_size]
+            logits = logits.float() / self.temperature
+            values, ids = logits.topk(self.top_k, sorted=False)
+            parts.append((values - logits.logsumexp(-1, keepdim=True), ids))
+        values, ids = (torch.cat(part).unflatten(0, hidden.shape[:-1]) for part in zip(*parts, strict=True))
+        return values, ids
+
+    def place(self, state: State) -> None:
+        """On the device of this rank: whole, or under FSDP2 in shards, layer by layer."""
+        if state.fsdp_config is None:
+            state.device.module_to_device(self)
+            return
+        device = "cuda" if state.device.name == "gpu" else state.device.name
+        mesh = torch.distributed.init_device_mesh(device, (dist.get_world_size(),))
+        for module in list(self.base.modules()):
+            if type(module).__name__ in (cast(Any, self.base)._no_split_modules or ()):
+                fully_shard(module, mesh=mesh)
+        fully_shard(self, mesh=mesh)
+
+
+def load_teacher(name: str, dtype: torch.dtype) -> PreTrainedModel:
+    """A causal LM with every tensor that its config asks for.
+
+    Raises:
+        InputError: it is missing or broken, lacks tensors, or holds NaN or infinity.
+    """
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(name, torch_dtype=dtype, output_loading_info=True)
+    except Exception as error:  # a damaged file may raise anything
+        raise InputError(f"The teacher '{name}' cannot be loaded: {' '.join(str(error).split())}") from error
+    if missing := sorted(found["missing_keys"]):
+        raise InputError(f"The teacher '{name}' lacks {_some(missing)}: it is incomplete. Copy or fetch it again.")
+    broken = [key for key, tensor in model.named_parameters() if not torch.stack(tensor.aminmax()).isfinite().all()]
+    if broken:
+        raise InputError(f"The teacher '{name}' holds NaN or infinity in {_some(broken)}. Take an earlier one.")
+    return model
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more tensors" if len(names) > 3 else "")
+
+
+def load_own_tokenizer(name: str, *, local: bool = False) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that lies with a model, if there is one."""
+    if Path(name).is_dir() and not any(Path(name).glob("*token*")):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(name, local_files_only=local)
+    except Exception:  # none, or one of a form that transformers here does not know
+        return None
+
+
+def common_vocabulary(
+    teacher: str,
+    teacher_size: int,
+    vocab_size: int,
+    teacher_tokenizer: PreTrainedTokenizerBase | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> int:
+    """How many tokens, from 0 on, teacher and model have in common; the rest pads either's vocabulary.
+
+    Args:
+        teacher: its name, for messages.
+        teacher_size: its vocabulary, padding included.
+        vocab_size: the model's.
+        teacher_tokenizer: the teacher's, if known; vocabularies of equal size are believed to be the same without.
+        tokenizer: the model's, if known.
+
+    Raises:
+        InputError: their tokenizers differ, or the sizes do and the tokenizers are not known.
+    """
+    common = min(teacher_size, vocab_size)
+    if teacher_tokenizer is None or tokenizer is None:
+        if teacher_size == vocab_size:
+            return common
+        raise InputError(
+            f"The teacher '{teacher}' has {teacher_size} tokens, the model {vocab_size}: they need the same tokenizer, "
+            "beside the teacher and given with the model, to tell that only padding differs."
+        )
+    own, others = _words(tokenizer), _words(teacher_tokenizer)
+    if own != others:
+        differing = len({*own.items()} ^ {*others.items()})
+        raise InputError(
+            f"The teacher '{teacher}' has another tokenizer than the model: {differing} entries of their vocabularies "
+            "differ. Take a teacher of the same family."
+        )
+    if (largest := max(tokenizer.get_vocab().values(), default=0)) >= common:
+        raise InputError(
+            f"The teacher '{teacher}' has {teacher_size} tokens and the model {vocab_size}, but the tokenizer gives "
+            f"ids up to {largest}. Take a tokenizer without the tokens that were added."
+        )
+    return common
+
+
+def _words(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """What a tokenizer can make of text; added tokens, such as one to pad with, are no matter."""
+    added = tokenizer.get_added_vocab()
+    return {token: number for token, number in tokenizer.get_vocab().items() if token not in added}
