@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from composer import Trainer
+from composer.callbacks import CheckpointSaver
 from composer.utils import dist, get_device
 from composer.utils.reproducibility import seed_all
 from omegaconf import OmegaConf
@@ -29,6 +30,7 @@ from llmshearing.registry import build
 from llmshearing.resume import Start, find_start
 from llmshearing.run_folder import claim
 from llmshearing.tokenizer import load_tokenizer
+from llmshearing.unfinished import checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +71,7 @@ def build_trainer(recipe: dict[str, Any]) -> Trainer | None:
     algorithms, callbacks, loggers = (_build_all(recipe, kind) for kind in ("algorithms", "callbacks", "loggers"))
     seed_all(recipe["seed"])  # the Trainer does so too, but after random weights have been drawn
     model = _build(recipe, "model", tokenizer=tokenizer)
-    return Trainer(
+    trainer = Trainer(
         model=model,
         train_dataloader=train_loader,
         eval_dataloader=evaluators,
@@ -83,6 +85,17 @@ def build_trainer(recipe: dict[str, Any]) -> Trainer | None:
         precision="fp32" if device.name == "cpu" and recipe["precision"] == "amp_bf16" else recipe["precision"],
         **{key: recipe[key] for key in _PASSED_ON},
     )
+    if recipe["autoresume"] and dist.get_global_rank() == 0:
+        _count_earlier_checkpoints(trainer, Path(recipe["save_folder"]))
+    return trainer
+
+
+def _count_earlier_checkpoints(trainer: Trainer, folder: Path) -> None:
+    """Of ``save_num_checkpoints_to_keep`` Composer counts only those of this process: every resume would leave one."""
+    earlier = [str(path / "shards" if path.is_dir() else path) for path in reversed(checkpoints(folder))]
+    for callback in trainer.state.callbacks:
+        if isinstance(callback, CheckpointSaver):
+            callback.saved_checkpoints[:0] = earlier  # of a sharded one it removes the folder that the path is in
 
 
 def train(recipe: dict[str, Any]) -> None:
