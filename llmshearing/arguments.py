@@ -64,12 +64,13 @@ _COMPONENTS: dict[str, dict[str, Kind]] = {
 }
 
 
-def check_arguments(component: str, settings: Settings[str, Any]) -> None:
+def check_arguments(component: str, above: str, settings: Settings[str, Any]) -> None:
     """Check what a recipe gives to a component that is not ours.
 
     Args:
         component: ``section.name``.
-        settings: its arguments; ``None`` among them stands for "as if left out".
+        above: what its arguments stand below in a recipe.
+        settings: its arguments; ``None`` where that is the default.
 
     Raises:
         InputError: an unknown argument, or a value that it cannot have.
@@ -81,9 +82,4 @@ def check_arguments(component: str, settings: Settings[str, Any]) -> None:
         if key not in known:
             raise unknown_name(f"key in {component}", key, known)
         if value is not None and not known[key].fits(value):
-            raise unfit(f"{component.split('.')[0] if _named(component) else component}.{key}", value, known[key])
-
-
-def _named(component: str) -> bool:
-    """Whether the component is its section, whose keys stand right below it in a recipe."""
-    return component.startswith(("optimizer.", "scheduler."))
+            raise unfit(f"{above}.{key}", value, known[key])
