@@ -85,8 +85,8 @@ def check_device(name: str | None) -> None:
     Raises:
         InputError: there is none; names the others.
     """
-    there = {"gpu": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-    if name in there and not there[name]():
+    there = {"gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name is not None and not there.get(name, True):
         raise InputError(f"device is '{name}', but there is none here; use cpu, or leave the key out.")
 
 

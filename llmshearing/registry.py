@@ -87,7 +87,11 @@ def build(kind: str, name: str, settings: Mapping[str, Any] | None, **given: Any
     ]
     if missing:
         raise InputError(f"{where} needs {', '.join(missing)}; add it to the recipe.")
-    check_arguments(where, settings)
+    above = where if kind in ("algorithms", "callbacks", "loggers") else kind  # as a recipe has it
+    for key, value in settings.items():
+        if value is None and key in parameters and parameters[key].default is not None:
+            raise InputError(f"{above}.{key} is empty; give it a value, or leave it out for its default.")
+    check_arguments(where, above, settings)
     try:
         return make(**given, **settings)
     except (InputError, OSError, AssertionError):  # the last is a mistake of ours

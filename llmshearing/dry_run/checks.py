@@ -50,7 +50,10 @@ def check(recipe: dict[str, Any], *, num_devices: int, findings: Findings) -> Ch
     model = parts.build_model(recipe["model"], findings)
     source = ModelShape.from_hf_config(model.model.config)
     assert sum(parameter.numel() for parameter in model.parameters()) == source.num_parameters()
-    if (positions := model.model.config.max_position_embeddings) < recipe["max_seq_len"]:
+    positions = model.model.config.max_position_embeddings
+    if not isinstance(positions, int):
+        raise InputError(f"The model's max_position_embeddings is {positions!r}; it must be a whole number.")
+    if positions < recipe["max_seq_len"]:
         findings.problems.append(f"max_seq_len is {recipe['max_seq_len']}, but the model has {positions} positions.")
     tensors = {name: tuple(tensor.shape) for name, tensor in model.model.state_dict().items()}
     parts.build_rest(recipe, model, findings)

@@ -58,8 +58,10 @@ def build_model(settings: Mapping[str, Any], findings: Findings) -> ComposerLlam
     Raises:
         InputError: its config is nowhere to be read, or does not fit.
     """
-    settings = {**settings, "attn_implementation": "sdpa"}  # the shapes are the same, and flash-attn need not be here
+    settings = dict(settings)
     name = settings.pop("name")
+    if settings.get("attn_implementation") == "flash_attention_2":
+        settings["attn_implementation"] = "sdpa"  # the shapes are the same, and flash-attn need not be here
     pretrained = settings.get("pretrained")
     if isinstance(pretrained, str) and not _is_here(pretrained):
         findings.absent.append(f"model '{pretrained}': shapes are those of model.expected_config")
