@@ -48,6 +48,10 @@ ORIGINAL_7B = {
         ),
         (["scheduler.t_warmup=soon"], "scheduler.t_warmup is 'soon', which is not a time"),
         (["algorithms.targeted_pruning.target.hidden_size=5000"], "target.hidden_size is 5000, but .* has 4096"),
+        (
+            ["algorithms.targeted_pruning.target.hidden_size=192"],
+            "hidden_size is 192, but learned masks reach 194 to 4087",
+        ),
         (["algorithms.targeted_pruning.target.num_attention_heads=20"], "20, which 8 key-value heads cannot share"),
         (["algorithms.targeted_pruning.comapt=paper"], "Did you mean 'compat'"),
         (["callbacks.dynamic_batch_loading.reference_losses={cc: 2.0}"], "reference losses lack domain 'github'"),
