@@ -162,7 +162,13 @@ def test_the_heads_map_marks_exactly_the_kept_heads(whole_run: Path) -> None:
 
 def test_dimensions_that_were_not_pruned_have_no_map(whole_run: Path) -> None:
     for folder in ("sheared", "final"):
-        narrowed = {**SHEARING, "source": {**TARGET, "hidden_size": 12}}
+        whole = {"intermediate_size": [0, 1, 2, 3, 4], "num_key_value_heads": [0], "num_attention_heads": [0, 1]}
+        kept = {
+            "layers": [0, 1],
+            "hidden_size": [0, 1, 2, 3, 4, 5],
+            "per_layer": [{"layer": 0, **whole}, {"layer": 1, **whole}],
+        }
+        narrowed = {**SHEARING, "source": {**TARGET, "hidden_size": 12}, "kept": kept}
         (whole_run / folder / "shearing.json").write_text(json.dumps(narrowed))
     titles = pictures(report(whole_run)).keys()
     assert "Hidden dimensions" in titles

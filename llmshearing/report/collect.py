@@ -108,7 +108,7 @@ def read_metrics(path: Path) -> dict[str, Series]:
                 raise ValueError(f"batch {batch!r}")
             for key, value in record.items():
                 point = float(value)  # also reads the strings "nan", "inf" and "-inf"
-                values[key][batch] = point if abs(point) < _LARGEST else math.copysign(math.inf, point)
+                values[key][batch] = math.copysign(math.inf, point) if abs(point) > _LARGEST else point
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise InputError(
                 f"Line {number} of '{path}' is not a record of a metrics log ({error!r}). Remove the line."
