@@ -183,7 +183,7 @@ def _data_record(checkpoint: Checkpoint) -> dict[str, Any]:
         entry: dict(zip(names, dataset[entry], strict=True)) if names else None
         for entry in ("proportions", "samples_used")
     }
-    if all(entry in dataset for entry in ORDER):  # checkpoints of earlier versions lack some
+    if names and all(entry in dataset for entry in ORDER):  # checkpoints of earlier versions lack some
         record["order"] = {entry: dataset[entry] for entry in ORDER}
         record["order"]["shards"] = dict(zip(names, dataset["shards"], strict=True))
     return record
