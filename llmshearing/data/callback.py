@@ -13,6 +13,7 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
 
+from llmshearing.data import settings
 from llmshearing.data.dataset import DynamicStreamingDataset
 from llmshearing.data.evaluation import METRIC
 from llmshearing.data.preflight import (
@@ -73,6 +74,8 @@ class DynamicBatchLoading(Callback):
         self.update_type = update_type
         self.floor = floor
         self._settings: dict[str, Any] = {"clip": clip, "eta": eta, "smoothing": smoothing, "max_change": max_change}
+        for key, value in floor.items() if isinstance(floor, Mapping) else [("", floor)]:
+            settings.number(f"floor.{key}" if key else "floor", value, most=1)
         update_proportions([1.0], [0.0], [0.0], **self._settings)  # refuses wrong settings now, not after a round
         self._losses: dict[str, float] = {}
 
@@ -199,12 +202,18 @@ class DynamicBatchLoading(Callback):
 
 
 def _read_losses(source: Mapping[str, float] | str | Path | None) -> dict[str, float]:
-    if not isinstance(source, (str, Path)):
-        return dict(source or {})
-    content = read_json(source)
-    if not isinstance(content, dict) or not isinstance(content.get("losses"), dict):
-        raise InputError(f"'{source}' has no 'losses' by domain, as python -m llmshearing.reference_loss writes them.")
-    return dict(content["losses"])
+    losses: Any = {} if source is None else source
+    if isinstance(source, (str, Path)):
+        content = read_json(source)
+        losses = content.get("losses") if isinstance(content, dict) else None
+        if not isinstance(losses, dict):
+            raise InputError(
+                f"'{source}' has no 'losses' by domain, as python -m llmshearing.reference_loss writes them."
+            )
+    settings.by_domain("reference_losses", losses, "{web: 2.1, books: 2.4}, or as the path of a file that has them")
+    for domain, loss in losses.items():
+        settings.number(f"reference_losses.{domain}", loss, least=-math.inf)
+    return dict(losses)
 
 
 def training_dataset(state: State) -> DynamicStreamingDataset:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from llmshearing.data import settings
 from llmshearing.data.proportions import apportion
 
 UNIT = 1 << 48  # parts of a sample; a share is a whole number of parts, and one below half a part is none
@@ -42,6 +43,7 @@ def apportion_carried(n: int, proportions: ArrayLike, owed: Sequence[int]) -> tu
     Raises:
         InputError: see :func:`~llmshearing.data.proportions.apportion`.
     """
+    settings.whole("n", n)
     weights: list[int] = apportion(UNIT, proportions).tolist()
     domains = len(weights)
     # Phases are spread, so that domains of equal shares take turns rather than all being due at once.

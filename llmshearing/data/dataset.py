@@ -25,16 +25,17 @@ import torch
 from numpy.typing import NDArray
 from streaming import Stream
 
+from llmshearing.data.arguments import check_dataset, opens
+from llmshearing.data.cache import is_remote
 from llmshearing.data.permutation import DomainOrder, derive_key
 from llmshearing.data.plan import RoundPlan
 from llmshearing.data.prefetch import Prefetcher
 from llmshearing.data.proportions import distribution
 from llmshearing.data.resume import DataShape, digest, restore_plan, save_state
 from llmshearing.data.rounds import Rounds
-from llmshearing.data.shards import ShardedDataset, is_remote
+from llmshearing.data.shards import ShardedDataset
 from llmshearing.data.start import ORDER, check_order, from_shearing
 from llmshearing.data.tokens import TokenDecoder, check_columns
-from llmshearing.errors import InputError, unknown_name
 
 Folder = str | os.PathLike[str]
 Folders = Folder | Mapping[str, Folder | None] | None  # one that holds a folder per domain, or each domain's
@@ -79,7 +80,8 @@ class DynamicStreamingDataset(ShardedDataset):
         cache_limit: most bytes in the cache, as in ``StreamingDataset``, such as ``100gb``. ``None``: no limit.
         predownload: samples ahead of each worker whose shards are fetched. ``None``: eight batches.
         download_retry: attempts to fetch a shard.
-        download_timeout: seconds for one attempt.
+        download_timeout: seconds for one attempt. A shard that another process has not fetched within the time of all
+            attempts is fetched again.
         validate_hash: hash algorithm to check fetched shards with; the data must have been written with it.
         keep_zip: keep the compressed form of decompressed shards.
 
@@ -110,25 +112,18 @@ class DynamicStreamingDataset(ShardedDataset):
         validate_hash: str | None = None,
         keep_zip: bool = False,
     ) -> None:
-        if isinstance(proportions, str):
-            proportions = from_shearing(proportions, "proportions")
-        self.domains = tuple(proportions)
+        settings = {key: value for key, value in locals().items() if key not in ("self", "proportions", "start")}
+        mix = from_shearing(proportions, "proportions") if isinstance(proportions, str) else proportions
+        counts = from_shearing(start, "samples_used") if isinstance(start, str) else {} if start is None else start
+        check_dataset(mix, counts, settings)
+        self.domains = tuple(mix)
         predownload = 8 * batch_size if predownload is None else predownload
-        shares = distribution(list(proportions.values()))
+        shares = distribution(list(mix.values()))
         locals_, remotes = self._folders(local), self._folders(remote)
-        counts = from_shearing(start, "samples_used") if isinstance(start, str) else start or {}
-        for domain in counts:
-            if domain not in self.domains:
-                raise unknown_name("domain in start", domain, self.domains)
-        if min(update_interval, batch_size, shuffle_block_size) < 1 or min(counts.values(), default=0) < 0:
-            raise InputError(
-                "update_interval, batch_size and shuffle_block_size must be at least 1, start at least 0, not "
-                f"{update_interval}, {batch_size}, {shuffle_block_size} and {dict(counts)}."
-            )
-        if on_exhausted not in ("repeat", "stop"):
-            raise unknown_name("on_exhausted", on_exhausted, ("repeat", "stop"))
+        with opens(f"remote is {remote!r}"):
+            streams = [Stream(local=locals_[domain], remote=remotes[domain]) for domain in self.domains]
         super().__init__(
-            streams=[Stream(local=locals_[domain], remote=remotes[domain]) for domain in self.domains],
+            streams=streams,
             cache_limit=cache_limit,
             predownload=predownload,
             download_retry=download_retry,
@@ -179,9 +174,6 @@ class DynamicStreamingDataset(ShardedDataset):
     def _folders(self, root: Folders) -> dict[str, str | None]:
         if root is None or isinstance(root, (str, os.PathLike)):
             return {domain: None if root is None else os.path.join(root, domain) for domain in self.domains}
-        for domain in self.domains:
-            if domain not in root:
-                raise unknown_name("domain", domain, root)
         return {domain: None if folder is None else os.fspath(folder) for domain, folder in root.items()}
 
     def _shards_of(self, index: int) -> list[Any]:
@@ -288,9 +280,9 @@ class DynamicStreamingDataset(ShardedDataset):
             self._orders[index] = DomainOrder(samples, key=key, block_size=self.block_size)
         return self._orders[index]
 
-    def get_item(self, sample_id: int, retry: int = 7) -> dict[str, torch.Tensor]:
+    def get_item(self, sample_id: int, retry: int = 7, *, again: bool = True) -> dict[str, torch.Tensor]:
         """One sample: ``input_ids`` and ``labels``, int64, (seq_len,), and ``domain``, int64, ()."""
         index = bisect_right(self._first_samples, sample_id) - 1
-        raw = super().get_item(sample_id, retry)
+        raw = super().get_item(sample_id, retry, again=again)
         sample = self._decode(raw, f"Sample {sample_id - self._first_samples[index]} of domain '{self.domains[index]}'")
         return {**sample, "domain": self._labels[index]}

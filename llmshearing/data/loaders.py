@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from llmshearing.data.dataset import DynamicStreamingDataset
+from llmshearing.data.settings import flag, number, whole
+from llmshearing.errors import InputError, unknown_name
 
 
 class DynamicDataLoader(DataLoader):
@@ -65,8 +68,22 @@ def build_dynamic_streaming_dataloader(
         prefetch_factor: batches that each worker prepares ahead.
         persistent_workers: see torch's DataLoader.
         timeout: seconds to wait for a batch, 0 for ever.
+
+    Raises:
+        InputError: a setting has the wrong type or value, or contradicts the data.
     """
+    whole("device_batch_size", device_batch_size, least=1)
+    whole("num_workers", num_workers)
+    whole("prefetch_factor", prefetch_factor, least=1)
+    number("timeout", timeout)
+    for key, value in (("drop_last", drop_last), ("persistent_workers", persistent_workers)):
+        flag(key, value)
+    if pin_memory is not None:
+        flag("pin_memory", pin_memory)
+    if not isinstance(dataset, Mapping):
+        raise InputError(f"dataset: {dataset!r} is not a mapping of settings. Give it local, proportions and the like.")
     settings = dict(dataset)
+    _check_names(settings)
     if tokenizer is not None:
         settings.setdefault("vocab_size", len(tokenizer))
     workers: dict[str, Any] = (
@@ -82,3 +99,16 @@ def build_dynamic_streaming_dataloader(
         **workers,
     )
     return DataSpec(dataloader=loader)
+
+
+def _check_names(settings: Mapping[str, Any]) -> None:
+    """Check the names of the dataset's settings, all of which it takes by name."""
+    parameters = dict(inspect.signature(DynamicStreamingDataset.__init__).parameters)
+    for name in ("self", "batch_size"):
+        del parameters[name]
+    for name in settings:
+        if name not in parameters:
+            raise unknown_name("setting of dataset", name, parameters)
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and name not in settings:
+            raise InputError(f"dataset has no {name}. Set it; see DynamicStreamingDataset for what it means.")

@@ -29,7 +29,7 @@ def check_names(kind: str, values: Mapping[str, float], domains: Iterable[str]) 
         if name not in domains:
             raise unknown_name(f"domain in {kind}", name, domains)
         if not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise InputError(f"The {kind} give {value} for domain '{name}', not a number.")
+            raise InputError(f"The {kind} give {value!r} for domain '{name}', not a number.")
     for domain in domains:
         if domain not in values:
             raise InputError(f"The {kind} lack domain '{domain}'; they have {', '.join(sorted(values))}.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from llmshearing.data import settings
 from llmshearing.errors import InputError
 
 
@@ -60,13 +61,13 @@ def update_proportions(
             out of range, or the floors do not fit under 1.
     """
     current = distribution(proportions)
-    if eta < 0 or not 0 <= smoothing <= 1 or (max_change is not None and max_change <= 0):
-        raise InputError(
-            "eta must be at least 0, smoothing between 0 and 1 and max_change above 0, not "
-            f"{eta}, {smoothing} and {max_change}."
-        )
+    settings.flag("clip", clip)
+    settings.number("eta", eta)
+    settings.number("smoothing", smoothing, most=1)
+    if max_change is not None:
+        settings.number("max_change", max_change, above=True)
     for name, values in (("losses", losses), ("reference_losses", reference_losses)):
-        array = np.asarray(values, np.float64)
+        array = _numbers(name, values)
         if array.shape != current.shape:
             raise InputError(f"{name} must hold one number for each of the {len(current)} domains, not {array.shape}.")
         if not np.isfinite(array).all():
@@ -92,8 +93,9 @@ def apportion(n: int, proportions: ArrayLike) -> NDArray[np.int64]:
         Counts, (domains,) int64, summing to ``n``. Of equal remainders the earlier domain wins.
 
     Raises:
-        InputError: ``proportions`` is not a distribution.
+        InputError: ``n`` is no number of samples, or ``proportions`` is not a distribution.
     """
+    settings.whole("n", n)
     shares = n * distribution(proportions)
     # A share like 2.9999999999999996 is 3 with a rounding error, not 2 with the largest remainder of all.
     counts = np.floor(shares + 1e-9)
@@ -109,12 +111,19 @@ def distribution(proportions: ArrayLike) -> NDArray[np.float64]:
     Raises:
         InputError: an entry is negative or not finite, or the sum is further than 1e-3 from 1.
     """
-    array = np.asarray(proportions, np.float64)
+    array = _numbers("proportions", proportions)
     if array.ndim != 1 or not len(array) or not np.isfinite(array).all() or (array < 0).any():
         raise InputError(f"Proportions must be a row of numbers of at least 0, not {array.tolist()}.")
     if abs(array.sum() - 1.0) > 1e-3:
         raise InputError(f"Proportions must sum to 1, but {array.tolist()} sum to {array.sum():g}.")
     return array / array.sum()
+
+
+def _numbers(key: str, values: ArrayLike) -> NDArray[np.float64]:
+    try:
+        return np.asarray(values, np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{key}: {values!r} is not made of numbers.") from error
 
 
 def effective_domains(proportions: ArrayLike) -> float:
@@ -125,8 +134,11 @@ def effective_domains(proportions: ArrayLike) -> float:
 
 
 def _raise_to_floor(proportions: NDArray[np.float64], floor: ArrayLike) -> NDArray[np.float64]:
-    floors: NDArray[np.float64] = np.broadcast_to(np.asarray(floor, np.float64), proportions.shape)
-    if (floors < 0).any() or floors.sum() > 1.0:
+    given = _numbers("floor", floor)
+    if given.shape not in ((), proportions.shape):
+        raise InputError(f"floor: {floor!r} is neither one number nor one for each of {len(proportions)} domains.")
+    floors: NDArray[np.float64] = np.broadcast_to(given, proportions.shape)
+    if not (floors >= 0).all() or floors.sum() > 1.0:
         raise InputError(f"The floors must be at least 0 and sum to at most 1, but {floors.tolist()} do not.")
     at_floor = np.zeros(len(proportions), bool)
     while ((below := proportions < floors) & ~at_floor).any():

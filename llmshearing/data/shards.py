@@ -1,9 +1,9 @@
 """Shards on disk: streaming's dataset without the traps that it has for long runs.
 
 Found in streaming 0.13 and put right here: opening lists the shard of every sample; two runs that open data on one host
-in the same moment take the same shared memory; a failed download leaves the shard marked as under way, so that whoever
-needs it next waits for ever; a shard that fails its hash stays in the cache, where it is not checked again; shared
-memory is kept until the process ends.
+in the same moment take the same shared memory; a download that fails, or ends with its process, leaves the shard marked
+as under way, so that whoever needs it next waits for ever; a shard that is cut off or fails its hash stays in the
+cache, where it is not checked again; shared memory is kept until the process ends.
 """
 
 from __future__ import annotations
@@ -15,27 +15,26 @@ import os
 import time
 import weakref
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from multiprocessing import resource_tracker
-from tempfile import gettempdir
 from typing import Any
 
 import numpy as np
-import streaming.base.dataset as streaming_dataset
-import torch
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from streaming import Stream, StreamingDataset
 from streaming.base import distributed as dist
+from streaming.base.format import reader_from_json
 from streaming.base.shared import SharedMemory
 
+from llmshearing.data.arguments import opens
+from llmshearing.data.cache import check_only_copy, flaw, is_remote, name_of
+from llmshearing.data.opening import opening, process_group
 from llmshearing.errors import InputError
+from llmshearing.fileio import read_json
 
 log = logging.getLogger(__name__)
 
 _POLL = 0.005  # seconds between looks at a shard that another process is fetching
-_TURN = 120  # seconds to wait for other runs that open data
 _REMOTE, _PREPARING, _LOCAL = 1, 2, 3  # streaming's shard states
 
 
@@ -67,7 +66,8 @@ class ShardedDataset(StreamingDataset):
         **settings: see ``StreamingDataset``.
 
     Raises:
-        InputError: what ``StreamingDataset`` says about wrong settings or unreadable data.
+        InputError: what ``StreamingDataset`` says about wrong settings or unreadable data; a shard that is the only
+            copy is cut off.
     """
 
     def __init__(self, *, streams: Sequence[Stream], cache_limit: int | str | None = None, **settings: Any) -> None:
@@ -78,20 +78,20 @@ class ShardedDataset(StreamingDataset):
                     f"cache_limit deletes the shards it has no room for, but '{stream.local}' is their only copy. "
                     "Leave cache_limit out, or set remote."
                 )
-        try:
-            with _one_at_a_time(), _bounds_for_spanner():
-                super().__init__(streams=streams, cache_limit=cache_limit, **settings)
-        except (ValueError, FileNotFoundError) as error:
-            raise InputError(f"The data cannot be opened: {error}") from error
-        except RuntimeError as error:
-            if "contains no samples" not in str(error):
-                raise
-            raise InputError(f"{error} Prepare more data for this domain, or leave the domain out.") from error
+        with opens(f"local is {streams[0].local!r}"):
+            try:
+                with opening(ShardBounds):
+                    super().__init__(streams=streams, cache_limit=cache_limit, **settings)
+            except RuntimeError as error:
+                if "contains no samples" not in str(error):
+                    raise
+                raise InputError(f"{error} Prepare more data for this domain, or leave the domain out.") from error
         arrays = (self._next_epoch.arr, self._cache_usage.arr, self._shard_states, self._shard_access_times)
         self._memories = [self._locals_shm, self._shared_barrier._arr.shm, *(array.shm for array in arrays)]
         for memory in self._memories:
             atexit.unregister(memory.cleanup)  # the finalizer below runs at exit too, and names are given back once
         weakref.finalize(self, _clean_up, self._memories, os.getpid())
+        self._check_files()
 
     def unlink(self) -> None:
         """Give back the names of the shared memory, so that nothing is left when its processes end.
@@ -105,7 +105,7 @@ class ShardedDataset(StreamingDataset):
 
         Args:
             shard_id: which shard.
-            blocking: wait where another process is fetching it.
+            blocking: wait where another process is fetching it, for at most the time that all attempts may take.
 
         Raises:
             RuntimeError: it cannot be fetched, or is not what the index says.
@@ -113,6 +113,8 @@ class ShardedDataset(StreamingDataset):
         stream = self.streams[int(self.stream_per_shard[shard_id])]
         attempts = stream.download_retry
         while True:
+            if self._shard_states[shard_id] == _REMOTE:
+                self._shard_access_times[shard_id] = time.time_ns()  # since when it is under way
             try:
                 super().prepare_shard(shard_id, blocking=False)
             except Exception as error:
@@ -120,30 +122,48 @@ class ShardedDataset(StreamingDataset):
                 attempts -= 1
                 # streaming has repeated failed downloads already; a failed hash (ValueError) is worth another one.
                 if attempts > 0 and isinstance(error, ValueError) and is_remote(stream):
-                    log.warning("%s is fetched again: %s", self._describe(shard_id), error)
+                    log.warning("Shard '%s' is fetched again: %s", name_of(self.shards[shard_id]), error)
                     continue
                 raise RuntimeError(
-                    f"{self._describe(shard_id)} cannot be fetched from "
+                    f"Shard '{name_of(self.shards[shard_id])}' cannot be fetched from "
                     f"{stream.remote or 'anywhere, since no remote is set'}: {error}. Check that it is there and whole."
                 ) from error
             if not blocking or self._shard_states[shard_id] == _LOCAL:
                 return
             check_parent()
+            self._take_over(shard_id, after=stream.download_timeout * stream.download_retry)
             time.sleep(_POLL)
 
-    def get_item(self, sample_id: int, retry: int = 7) -> dict[str, Any]:
+    def _take_over(self, shard_id: int, *, after: float) -> None:
+        """Forget a shard that has been under way for more than ``after`` seconds: nobody is fetching it any more."""
+        with self._cache_filelock:  # which super().prepare_shard has made; only one of those who wait may take over
+            under_way = (time.time_ns() - int(self._shard_access_times[shard_id])) / 1e9
+            if self._shard_states[shard_id] == _PREPARING and under_way > after:
+                log.warning(
+                    "Shard '%s' was not there after %g s (download_timeout * download_retry) and is fetched again.",
+                    *(name_of(self.shards[shard_id]), after),
+                )
+                self._forget(shard_id)
+                self._shard_access_times[shard_id] = time.time_ns()
+
+    def get_item(self, sample_id: int, retry: int = 7, *, again: bool = True) -> dict[str, Any]:
         """One sample, its shard fetched where needed.
 
         Raises:
-            RuntimeError: the shard cannot be fetched or read.
+            RuntimeError: the shard cannot be fetched or read, not even after it was fetched again.
         """
-        shard_id, _ = self.spanner[sample_id]
         try:
             return super().get_item(sample_id, retry)
         except (ValueError, IndexError) as error:
+            shard_id, _ = self.spanner[sample_id]
+            name = name_of(self.shards[shard_id])
+            if again and is_remote(self.streams[int(self.stream_per_shard[shard_id])]):
+                log.warning("Shard '%s' is damaged and is fetched again: %s", name, error)
+                self.evict_shard(shard_id)
+                return ShardedDataset.get_item(self, sample_id, retry, again=False)
             raise RuntimeError(
-                f"{self._describe(shard_id)} is damaged: sample {sample_id} cannot be read ({error}). Delete it and "
-                "fetch or prepare it again."
+                f"Shard '{name}' is damaged: sample {sample_id} cannot be read ({error}). Delete it and fetch or "
+                "prepare it again."
             ) from error
 
     def shards_of(self, sample_ids: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -156,9 +176,16 @@ class ShardedDataset(StreamingDataset):
             self.shards[shard_id].evict()
         self._shard_states[shard_id] = _REMOTE
 
-    def _describe(self, shard_id: int) -> str:
-        shard = self.shards[shard_id]
-        return f"Shard '{os.path.join(shard.dirname, shard.split, shard.file_pairs[0][0].basename)}'"
+    def _check_files(self) -> None:
+        """Forget what a killed download has left of a cached shard; an only copy has to be whole."""
+        for shard_id, shard in enumerate(self.shards):
+            if not is_remote(self.streams[int(self.stream_per_shard[shard_id])]):
+                check_only_copy(shard)
+            elif dist.get_local_rank() == 0 and self._shard_states[shard_id] == _LOCAL and (problem := flaw(shard)):
+                log.warning("Shard '%s' is fetched again: %s", name_of(shard), problem)
+                self.evict_shard(shard_id)
+        with process_group():
+            dist.barrier()
 
 
 def _clean_up(memories: Sequence[SharedMemory], owner: int) -> None:
@@ -181,19 +208,26 @@ def _give_back_names(memories: Sequence[SharedMemory]) -> None:
                 resource_tracker.unregister(f"/{created.name}", "shared_memory")
 
 
-def is_remote(stream: Stream) -> bool:
-    """Whether the stream's local folder is a cache, and not the only copy."""
-    return stream.remote not in (None, stream.local)
-
-
 def check_index(stream: Stream) -> None:
-    """Check that there is data to open.
+    """Check that there is data to open, as far as it is in the local folder.
 
     Raises:
-        InputError: there is not.
+        InputError: there is not, or its index cannot be read.
     """
-    if not is_remote(stream) and not os.path.isfile(os.path.join(stream.local, "index.json")):
+    path = os.path.join(stream.local, "index.json")
+    if not os.path.isfile(path):
+        if is_remote(stream):
+            return
         raise InputError(f"There is no data in '{stream.local}': it has no index.json. Prepare it, or set remote.")
+    index = read_json(path)
+    try:
+        if index["version"] != 2:
+            raise ValueError(f"its version is {index['version']!r}, not 2")
+        for info in index["shards"]:
+            reader_from_json(stream.local, None, info)
+    except Exception as error:  # whatever comes of reading something else as an index
+        remedy = "Delete it, so that it is fetched again" if is_remote(stream) else "Prepare the data again"
+        raise InputError(f"'{path}' is no index of shards ({type(error).__name__}: {error}). {remedy}.") from error
 
 
 def check_parent() -> None:
@@ -205,56 +239,3 @@ def check_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None and not parent.is_alive():
         raise RuntimeError("The training process is gone.")
-
-
-@contextmanager
-def _bounds_for_spanner() -> Iterator[None]:
-    """Let ``StreamingDataset.__init__`` build :class:`ShardBounds`.
-
-    Its ``Spanner`` lists the shard of every sample while it is built (8 GB for 10^9 samples), and the class offers no
-    other place to choose one.
-    """
-    names = vars(streaming_dataset)
-    spanner = names["Spanner"]
-    names["Spanner"] = ShardBounds
-    try:
-        yield
-    finally:
-        names["Spanner"] = spanner
-
-
-@contextmanager
-def _one_at_a_time() -> Iterator[None]:
-    """Let one run at a time open data on this host.
-
-    Streaming looks for an unused prefix for its shared memory and then takes it; another run in between takes the same
-    one. All ranks of a run have to look while their leader has the turn. Whoever waited for too long goes on without
-    one: taking the same memory is then an error of streaming's, not a silent mix-up, and far from likely.
-    """
-    lock = FileLock(os.path.join(gettempdir(), f"llmshearing-{os.getuid()}.lock"))
-    with process_group():
-        try:
-            if dist.get_local_rank() == 0:
-                try:
-                    lock.acquire(timeout=_TURN)
-                except Timeout:
-                    log.warning(
-                        "Another run has held the lock file '%s' for %g s, as runs do while they open data. This one "
-                        "goes on without it; should it fail now, see whether the other one hangs, and start again.",
-                        *(lock.lock_file, _TURN),
-                    )
-            dist.barrier()
-            yield
-        finally:
-            lock.release()
-
-
-@contextmanager
-def process_group() -> Iterator[None]:
-    """Make sure that the ranks can wait for each other, as streaming does where the trainer is yet to come."""
-    initialized_here = dist.maybe_init_dist()
-    try:
-        yield
-    finally:
-        if initialized_here:
-            torch.distributed.destroy_process_group()

@@ -151,9 +151,9 @@ def test_reference_losses_from_a_file(make: Make, tmp_path: Path) -> None:
     [
         ({}, "needs reference_losses"),
         ({"update_type": "doremy"}, "Did you mean 'doremi'"),
-        ({"reference_losses": REFERENCES, "smoothing": 1.5}, "smoothing between 0 and 1"),
-        ({"reference_losses": REFERENCES, "max_change": 0.0}, "max_change above 0"),
-        ({"reference_losses": REFERENCES, "eta": -1.0}, "eta must be at least 0"),
+        ({"reference_losses": REFERENCES, "smoothing": 1.5}, "^smoothing: 1.5 is not"),
+        ({"reference_losses": REFERENCES, "max_change": 0.0}, "^max_change: 0.0 is not"),
+        ({"reference_losses": REFERENCES, "eta": -1.0}, "^eta: -1.0 is not a finite number of at least 0"),
     ],
 )
 def test_settings_are_checked_when_they_are_given(settings: dict[str, Any], message: str) -> None:

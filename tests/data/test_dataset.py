@@ -230,10 +230,10 @@ def test_it_has_no_length(data: Path) -> None:
         ({"proportions": {"code": 0.5, "web": 0.6}}, "sum to 1.1"),
         ({"on_exhausted": "stopp"}, "Did you mean 'stop'"),
         ({"cache_limit": "1gb"}, "their only copy"),
-        ({"local": {"code": "x", "web": "y", "bocks": "z"}}, "Unknown domain 'books'. Did you mean 'bocks'"),
+        ({"local": {"code": "x", "web": "y", "bocks": "z"}}, "has no domain 'books'"),
         ({"seq_len": 9}, "sequences of 8 tokens, where 9 are expected"),
         ({"start": {"cod": 3}}, "Did you mean 'code'"),
-        ({"start": {"code": -3}}, "start at least 0"),
+        ({"start": {"code": -3}}, "^start.code: -3 is not"),
         ({"update_interval": 0}, "update_interval"),
     ],
 )

@@ -24,7 +24,6 @@ from tests.data.training import REFERENCES
             "reference losses 'wbe'. Did you mean 'web'",
         ),
         ({"steer": DynamicBatchLoading({"code": 4.0, "web": 4.0})}, "reference losses lack domain 'books'"),
-        ({"steer": DynamicBatchLoading({**REFERENCES, "web": float("nan")})}, "give nan for domain 'web'"),
         ({"eval_interval": "3ba"}, "'code' is not evaluated at batch 4, where a round of 4 batches ends"),
         ({"eval_interval": "8ba"}, "not evaluated at batch 4"),
         ({"eval_interval": "0ba"}, "not evaluated at batch 4"),

@@ -6,7 +6,6 @@ import fcntl
 import gc
 import logging
 import multiprocessing
-import os
 import shutil
 import subprocess
 import sys
@@ -24,7 +23,7 @@ import pytest
 from streaming import Stream
 from streaming.base.spanner import Spanner
 
-from llmshearing.data import shards
+from llmshearing.data import opening
 from llmshearing.data.dataset import DynamicStreamingDataset
 from llmshearing.data.shards import ShardBounds, ShardedDataset
 from llmshearing.errors import InputError
@@ -140,9 +139,9 @@ def test_names_that_another_run_has_taken_since_stay_its_own(data: Path) -> None
 def test_a_run_does_not_wait_for_ever_for_its_turn(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(shards, "_TURN", 0.3)
-    monkeypatch.setattr(shards, "gettempdir", lambda: str(tmp_path))
-    lock = tmp_path / f"llmshearing-{os.getuid()}.lock"
+    monkeypatch.setattr(opening, "_TURN", 0.3)
+    monkeypatch.setattr(opening, "_MEMORY", str(tmp_path))
+    lock = Path(opening._locks()) / "opening.lock"
     with lock.open("w") as other_run, caplog.at_level(logging.WARNING):
         fcntl.flock(other_run, fcntl.LOCK_EX)
         begin = time.monotonic()
@@ -227,18 +226,30 @@ def test_a_failure_elsewhere_does_not_leave_others_waiting(data: Path, tmp_path:
     assert dataset._shard_states[3] == 3
 
 
-def test_a_damaged_local_shard_is_named(remote: Path) -> None:
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:300]), "has 300 bytes, where the index says 512"),
+    ],
+)
+def test_an_only_copy_that_is_not_whole_is_refused_at_once(
+    remote: Path, spoil: Callable[[Path], Any], message: str
+) -> None:
+    spoil(shard_files(remote / "web")[1])
+    with pytest.raises(InputError, match=rf"Shard '.*web/shard.00001.mds' is damaged: .*{message}"):
+        open_dataset(remote)
+
+
+def test_a_local_shard_that_goes_or_spoils_later_is_named(remote: Path) -> None:
+    dataset = open_dataset(remote)
     for path in shard_files(remote / "web"):
         path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(RuntimeError, match=r"Shard '.*web/shard.*' is damaged: sample .* cannot be read"):
-        train(open_dataset(remote), 4, after=mixes())
-
-
-def test_a_missing_local_shard_is_named(remote: Path) -> None:
-    for path in shard_files(remote / "web"):
+        train(dataset, 4, after=mixes())
+    for path in shard_files(remote):
         path.unlink()
-    with pytest.raises(RuntimeError, match=r"Shard '.*web/shard.*' cannot be fetched from anywhere"):
-        train(open_dataset(remote), 4, after=mixes())
+    with pytest.raises(RuntimeError, match=r"Shard '.*shard.*' cannot be fetched from anywhere"):
+        train(dataset, 4, after=mixes())
 
 
 @pytest.mark.parametrize("same", [False, True])

@@ -16,7 +16,7 @@ from composer.models import HuggingFaceModel
 from composer.utils import dist, get_device
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llmshearing.data import shards
+from llmshearing.data import opening
 from llmshearing.data.callback import DynamicBatchLoading
 from llmshearing.data.evaluation import build_evaluators
 from llmshearing.data.loaders import build_dynamic_streaming_dataloader
@@ -106,7 +106,7 @@ def main() -> None:
     job = json.loads(sys.argv[1])
     out = Path(job.pop("out"))
     recorder = Recorder(**job.pop("recorder", {}))
-    shards._TURN = job.pop("turn", shards._TURN)
+    opening._TURN = job.pop("turn", opening._TURN)
     dist.initialize_dist(get_device("cpu"), timeout=60)
     data = Path(job.pop("train_data")), Path(job.pop("eval_data"))
     trainer = make_trainer(*data, recorder, **job)

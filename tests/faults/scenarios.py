@@ -20,7 +20,7 @@ from tests.dry_runs import make_debug_data
 PYTHON = sys.executable
 RECIPE = str(REPOSITORY / "yamls" / "debug" / "prune.yaml")
 SCENARIOS = ("training", "resume", "conversion", "preparation")
-CLOCKS = ("_wct", ".time")  # ends of the names of what a clock says
+PASSING = ("_wct", ".time", ".repr")  # ends of the names of what a clock says, and of addresses in memory
 HALF = 6  # batches after which the run that is resumed stands
 SHORT = ["max_duration=12ba", "save_interval=2ba", "eval_interval=4ba", "train_loader.dataset.update_interval=4"]
 
@@ -58,10 +58,10 @@ class Training(Scenario):
     def result(self, folder: Path) -> dict[str, Any]:
         checkpoints = folder / self.run / "checkpoints"
         state = torch.load(checkpoints / "latest-rank0.pt", weights_only=False)["state"]
-        found = {f"metrics {line['batch']}": line for line in metrics(folder / self.run / "metrics.jsonl")}
+        found = metrics(folder / self.run / "metrics.jsonl")
         found["checkpoints"] = sorted(path.name for path in checkpoints.iterdir())
         for part in ("model", "optimizers", "schedulers", "algorithms", "dataset_state", "callbacks"):
-            found |= {f"{part}{name}": value for name, value in leaves(state[part]) if not name.endswith(CLOCKS)}
+            found |= {f"{part}{name}": value for name, value in leaves(state[part]) if not name.endswith(PASSING)}
         return found
 
 
@@ -151,13 +151,15 @@ def link(path: Path, target: str) -> None:
     path.symlink_to(target)
 
 
-def metrics(path: Path) -> list[dict[str, Any]]:
-    """Lines of a run, merged by batch, without times."""
-    merged: dict[int, dict[str, Any]] = {}
-    for line in path.read_text().splitlines():
-        values = json.loads(line)
-        merged.setdefault(values["batch"], {}).update(values)
-    return [{key: value for key, value in line.items() if "time" not in key.split("/")[0]} for line in merged.values()]
+def metrics(path: Path) -> dict[str, Any]:
+    """What a run logged, by batch and name, without times."""
+    lines = map(json.loads, path.read_text().splitlines())
+    return {
+        f"metrics {line['batch']} {key}": value
+        for line in lines
+        for key, value in line.items()
+        if "time" not in key.split("/")[0]
+    }
 
 
 def leaves(value: Any, name: str = "") -> list[tuple[str, Any]]:

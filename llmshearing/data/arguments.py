@@ -1,0 +1,126 @@
+"""What the data is opened with, checked before anything is opened."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from streaming.base.hashing import get_hashes
+from streaming.base.util import bytes_to_int
+
+from llmshearing.data.settings import by_domain, flag, number, whole
+from llmshearing.errors import InputError, unknown_name
+
+
+def check_dataset(proportions: Any, counts: Any, settings: Mapping[str, Any]) -> None:
+    """Check the arguments of a ``DynamicStreamingDataset`` one by one.
+
+    Args:
+        proportions: by domain, as given or read from a file.
+        counts: samples used by domain, as given or read from a file.
+        settings: all other arguments by name.
+
+    Raises:
+        InputError: one has the wrong type, or a value that it cannot have.
+    """
+    by_domain("proportions", proportions, "{web: 0.7, books: 0.3}, or as the path of a shearing.json")
+    for domain, share in proportions.items():
+        number(f"proportions.{domain}", share, most=1)
+    if not proportions:
+        raise InputError("proportions: {} names no domain. Write it as {web: 0.7, books: 0.3}.")
+    by_domain("start", counts, "{web: 1000, books: 500}, or as the path of a shearing.json")
+    for domain, used in counts.items():
+        if domain not in proportions:
+            raise unknown_name("domain in start", domain, proportions)
+        whole(f"start.{domain}", used)
+    for key in ("update_interval", "batch_size", "shuffle_block_size", "download_retry"):
+        whole(key, settings[key], least=1)
+    whole("shuffle_seed", settings["shuffle_seed"])
+    for key, least in (("seq_len", 1), ("vocab_size", 1), ("predownload", 0)):
+        if settings[key] is not None:
+            whole(key, settings[key], least=least)
+    for key in ("update_timeout", "download_timeout"):
+        number(key, settings[key], above=True)
+    flag("keep_zip", settings["keep_zip"])
+    if settings["on_exhausted"] not in ("repeat", "stop"):
+        raise unknown_name("on_exhausted", settings["on_exhausted"], ("repeat", "stop"))
+    check_token_dtype(settings["token_dtype"])
+    check_hash(settings["validate_hash"])
+    check_cache_limit(settings["cache_limit"])
+    check_folders("local", settings["local"], proportions)
+    if settings["remote"] is not None:
+        check_folders("remote", settings["remote"], proportions)
+
+
+def check_token_dtype(name: Any) -> None:
+    """Check the numpy type of tokens, or ``None``."""
+    if name is None:
+        return
+    try:
+        is_whole = np.dtype(name).kind in "iu"
+    except (TypeError, ValueError):
+        is_whole = False
+    if not is_whole:
+        raise InputError(f"token_dtype: {name!r} is not a type of whole numbers. Set it to uint16, int32 or int64.")
+
+
+def check_hash(name: Any) -> None:
+    """Check the name of a hash algorithm, or ``None``."""
+    if name is not None and not (isinstance(name, str) and name in get_hashes()):
+        raise unknown_name("validate_hash", name, get_hashes())
+
+
+def check_cache_limit(limit: Any) -> None:
+    """Check a number of bytes such as 100gb, or ``None``."""
+    if limit is None:
+        return
+    try:
+        least = isinstance(limit, (int, str)) and not isinstance(limit, bool) and bytes_to_int(limit) > 0
+    except ValueError:
+        least = False
+    if not least:
+        raise InputError(f"cache_limit: {limit!r} is not a number of bytes above 0. Set it to one, such as 100gb.")
+
+
+def check_folders(key: str, folders: Any, domains: Iterable[str]) -> None:
+    """Check one folder that holds all domains, or one by domain; only remote ones may be ``None``."""
+    if isinstance(folders, Mapping):
+        for domain in domains:
+            if domain not in folders:
+                raise InputError(f"{key}: {dict(folders)!r} has no domain '{domain}'. Give its folder too.")
+        for domain, folder in folders.items():
+            if folder is not None or key == "local":
+                _check_folder(f"{key}.{domain}", folder)
+    else:
+        _check_folder(key, folders)
+
+
+def _check_folder(key: str, folder: Any) -> None:
+    if not isinstance(folder, (str, os.PathLike)) or not os.fspath(folder):
+        raise InputError(f"{key}: {folder!r} is not the path of a folder. Set it to where the prepared data is.")
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise InputError(f"{key}: {os.fspath(folder)!r} is a file. Set it to the folder of the prepared data.")
+
+
+@contextmanager
+def opens(what: str) -> Iterator[None]:
+    """Say of any error within that the data cannot be opened: clouds' clients raise errors of their own kinds.
+
+    Raises:
+        InputError: in the place of what was raised.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if str(error).startswith("Internal error"):  # of streaming's ranks among themselves
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(
+            f"The data cannot be opened: {what} ({reason}). Check local and remote, the packages and credentials that "
+            "remote needs, and that local can be written."
+        ) from error

@@ -1,0 +1,79 @@
+"""Whether the files of a shard are what the index says, and what to do where they are not."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from streaming import Stream
+from streaming.base.format.base.reader import Reader
+
+from llmshearing.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+def is_remote(stream: Stream) -> bool:
+    """Whether the stream's local folder is a cache, and not the only copy."""
+    return stream.remote not in (None, stream.local)
+
+
+def name_of(shard: Reader) -> str:
+    """The path of a shard's first file."""
+    return os.path.join(shard.dirname, shard.split, shard.file_pairs[0][0].basename)
+
+
+def flaw(shard: Reader) -> str | None:
+    """What is wrong with a shard's local files by their sizes alone; ``None`` where nothing is.
+
+    A download that was killed leaves the first part of a file. Files that are not there are found out on use.
+    """
+    for pair in shard.file_pairs:
+        for info in filter(None, pair):
+            try:
+                size = os.stat(os.path.join(shard.dirname, shard.split, info.basename)).st_size
+            except FileNotFoundError:
+                continue
+            if size != info.bytes:
+                return f"'{info.basename}' has {size} bytes, where the index says {info.bytes}"
+    return None
+
+
+def check_only_copy(shard: Reader) -> None:
+    """Check a shard that cannot be fetched.
+
+    Raises:
+        InputError: it has another size than the index says.
+    """
+    if problem := flaw(shard):
+        raise InputError(
+            f"Shard '{name_of(shard)}' is damaged: {problem}. Prepare the data again, or set remote to "
+            "where a whole copy is."
+        )
+
+
+def fetch(stream: Stream, shard: Reader) -> None:
+    """Make sure that a whole shard is in the local folder; a damaged one is fetched once more where there is a remote.
+
+    Raises:
+        InputError: it cannot be fetched, or is not what the index says.
+    """
+    if not is_remote(stream):
+        check_only_copy(shard)
+    for attempt in range(2):
+        try:
+            stream.prepare_shard(shard)
+            problem = flaw(shard)
+        except Exception as error:  # whatever a cloud's client raises
+            problem = f"{type(error).__name__}: {error}"
+        if problem is None:
+            return
+        if not is_remote(stream):
+            break
+        shard.evict()
+        if attempt == 0:
+            log.warning("Shard '%s' is fetched again: %s", name_of(shard), problem)
+    raise InputError(
+        f"Shard '{name_of(shard)}' cannot be fetched from {stream.remote!r}: {problem}. Check that it is there and "
+        "whole."
+    )
