@@ -65,6 +65,8 @@ class Archive:
             self._by_begin = {record.begin: record for record in self._records.values()}
             if len(self._by_begin) != len(entries):
                 raise ValueError("two records in one place")
+            if not any(name.endswith("/data.pkl") for name in self._records):
+                raise ValueError("there is no record data.pkl")
         except OSError as error:
             raise unreadable(file.path, error) from error
         except InputError:
@@ -155,4 +157,4 @@ def _culprit(error: pickle.UnpicklingError) -> str:
 
 def _damaged(path: Path, error: Exception) -> InputError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return InputError(f"'{path}' is truncated or damaged: {reason}")
+    return InputError(f"'{path}' is truncated or damaged, or not written by torch.save: {reason}.")

@@ -7,7 +7,7 @@ import os
 import resource
 import stat
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from llmshearing.errors import InputError
 
@@ -30,7 +30,7 @@ class HeldFile:
             return os.open(name, flags | os.O_NONBLOCK, dir_fd=folder)
 
         try:
-            self._file = cast(io.FileIO, open(path if folder is None else path.name, "rb", buffering=0, opener=opener))  # noqa: SIM115
+            self._file = open(path if folder is None else path.name, "rb", buffering=0, opener=opener)  # noqa: SIM115
         except OSError as error:
             raise unreadable(path, error) from error
         self._found = os.fstat(self._file.fileno())

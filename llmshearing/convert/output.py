@@ -60,7 +60,7 @@ def output_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
             lock.callback(os.close, _lock(folder)[0])
             with signals.raised():
                 yield folder
-            if out.is_dir():
+            if overwrite and out.is_dir():
                 _check_replaceable(out)  # as it is by now
     except (OSError, SafetensorError) as error:  # reading raises InputError, so this is about writing
         raise cannot_write(out, error) from error

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from llmshearing.convert.archive import Archive, refusal
 from llmshearing.convert.checkpoint import MODEL_PREFIX, Checkpoint
-from llmshearing.convert.held import HeldFile, Slice, allow_open_files, unreadable
+from llmshearing.convert.held import HeldFile, allow_open_files, unreadable
 from llmshearing.convert.stored import Piece, StoredTensor
 from llmshearing.errors import InputError, UntrustedError
 
@@ -133,8 +133,10 @@ class Sharded(Checkpoint):
                 "finished. Give the folder of one checkpoint, such as ep0-ba100."
             )
         file = self._hold(HeldFile(path, folder=self._folder))
+        content = bytearray(file.size)
+        file.read_into(memoryview(content), 0, "the checkpoint's structure")
         try:
-            found = _Unpickler(path, file=io.BufferedReader(Slice(file, 0, file.size))).load()
+            found = _Unpickler(path, file=io.BytesIO(content)).load()
             _check_form(found)
         except InputError:
             raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from torch.utils._pytree import tree_map_only
 
 from llmshearing.convert.archive import Archive
 from llmshearing.convert.checkpoint import MODEL_PREFIX, Checkpoint
-from llmshearing.convert.held import HeldFile, Slice
+from llmshearing.convert.held import HeldFile
 from llmshearing.convert.stored import StoredTensor
 from llmshearing.errors import InputError
 
@@ -23,8 +22,6 @@ class SingleFile(Checkpoint):
     def __init__(self, path: Path, held: ExitStack) -> None:
         super().__init__(path, held)
         file = self._hold(HeldFile(path))
-        if not zipfile.is_zipfile(Slice(file, 0, file.size)):
-            raise InputError(f"'{path}' is not a checkpoint: truncated, compressed, or not written by torch.save.")
         self._archive = self._noted(Archive(file))
         content = self._archive.load(fake=True)
         state = content.get("state") if isinstance(content, dict) else None

@@ -13,7 +13,7 @@ from llmshearing.fileio import read_json
 from llmshearing.shape import FAMILIES, ModelShape
 
 # Values that a model takes without a look at their type, and uses in the middle of a batch.
-_LIKE = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "rope_theta": 10000.0}
+_LIKE = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "vocab_size": 32000}
 
 
 def check_expected(config: PretrainedConfig, expected: Mapping[str, Any], where: str) -> None:
@@ -51,6 +51,8 @@ def read_config(path: str) -> PretrainedConfig:
         if not isinstance(values, dict):
             raise InputError(f"'{folder / 'config.json'}' is not a mapping, so it is not a Hugging Face config.")
         _check_model_type(values.get("model_type"), f"in '{path}'")
+        for name, like in _LIKE.items():
+            _check_kind(f"'{path}': {name}", values.get(name), like)
     try:
         config = AutoConfig.from_pretrained(path)
     except Exception as error:  # values of a wrong type may raise anything
@@ -99,14 +101,12 @@ def _check_kind(name: str, value: Any, default: Any) -> None:
         return
     kind = (int, float) if type(default) is float else type(default)
     if not isinstance(value, kind) or (isinstance(value, bool) and not isinstance(default, bool)):
-        raise InputError(f"{name} is {value!r}; it must be of the type of {default!r}.")
+        raise InputError(f"{name} is {value!r}; it must be of type {type(default).__name__}, as {default!r} is.")
 
 
 def _check_shape(config: PretrainedConfig, where: str) -> None:
     try:
         ModelShape.from_hf_config(config)
-        for name, like in _LIKE.items():
-            _check_kind(name, getattr(config, name, None), like)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
 

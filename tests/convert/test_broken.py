@@ -140,8 +140,8 @@ def test_files_that_are_no_checkpoint(tmp_path: Path, checkpoint: Path, refused:
     (tmp_path / "cut.pt").write_bytes(checkpoint.read_bytes()[:-1000])
     (tmp_path / "text.pt").write_text("weights")
     torch.save([1, 2], tmp_path / "list.pt")
-    assert "is not a checkpoint: truncated" in refused(tmp_path / "cut.pt")
-    assert "is not a checkpoint" in refused(tmp_path / "text.pt")
+    assert "is truncated or damaged, or not written by torch.save" in refused(tmp_path / "cut.pt")
+    assert "is truncated or damaged, or not written by torch.save" in refused(tmp_path / "text.pt")
     assert "is not a Composer checkpoint" in refused(tmp_path / "list.pt")
     assert "There is no checkpoint" in refused(tmp_path / "none.pt")
 

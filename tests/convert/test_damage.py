@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 from collections.abc import Callable
@@ -112,8 +111,8 @@ def test_random_damage_is_refused_or_does_not_matter(tmp_path: Path, checkpoint:
     shear(broken, tmp_path / "wanted")
     wanted, kept = content_of(tmp_path / "wanted"), sorted(path.name for path in tmp_path.iterdir())
     refusals, one_line = 0, True
-    trials = int(os.environ.get("DAMAGE_TRIALS", "40"))
-    for seed in range(trials):
+    trials = 25 if form == "folder" else 40
+    for seed in (*range(trials), 381):  # 381 spoils the count of disks in a zip's directory
         file.write_bytes(damage(whole, random.Random(seed)))
         try:
             shear(broken, tmp_path / "out")
