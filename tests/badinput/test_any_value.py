@@ -88,14 +88,14 @@ def too_slow(number: int, frame: FrameType | None) -> None:
 def test_any_value_of_any_key(in_world: Path, path: tuple[str, ...], value: Any) -> None:
     recipe = with_value(path, value)
     in_world.write_text(yaml.safe_dump(recipe, allow_unicode=True), encoding="utf-8")
-    said, code = io.StringIO(), 0
+    said = io.StringIO()
+    code: Any = 0
     before = signal.signal(signal.SIGALRM, too_slow)
     signal.alarm(SECONDS)
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
             main([str(in_world), "dry_run=true"])
     except SystemExit as end:
-        assert isinstance(end.code, int)
         code = end.code
     finally:
         signal.alarm(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from llmshearing.convert.rotate import rotate
 from llmshearing.errors import InputError
+from tests.forkserver import ForkServer
 from tests.models import SIZES, make_model, token_ids
 
 
@@ -28,11 +28,11 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def test_the_folder_holds_the_same_model(data: Path, tmp_path: Path) -> None:
+def test_the_folder_holds_the_same_model(forked: ForkServer, data: Path, tmp_path: Path) -> None:
     model = make_model("llama3")
     model.save_pretrained(tmp_path / "model")
     command = [sys.executable, "-m", "llmshearing.convert", "rotate", str(tmp_path / "model"), str(tmp_path / "out")]
-    done = subprocess.run([*command, "--data", str(data), "--sequences", "7"], capture_output=True, text=True)
+    done = forked.run([*command, "--data", str(data), "--sequences", "7"])
     assert done.returncode == 0, done.stderr
     assert "Loss on 7 sequences" in done.stderr
     turned = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
