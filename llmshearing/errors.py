@@ -44,6 +44,10 @@ class InputError(ValueError):
     """Something the user gave is wrong. The message names the cause, the value and the remedy."""
 
 
+class UntrustedError(InputError):
+    """A file would have to run code to be read."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     """The error for a name that is not one of ``known``: suggests the nearest one and lists all."""
     known = sorted(known)

@@ -35,6 +35,23 @@ def write_text(path: str | Path, text: str) -> None:
         raise
 
 
+def check_file_can_be_written(path: str | Path) -> None:
+    """Find out before the work whether :func:`write_text` could write ``path`` after it; leaves nothing behind.
+
+    Raises:
+        InputError: it could not, or there is something else than a file.
+    """
+    path = Path(path)
+    try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"'{path}' is no file and cannot be replaced by one. Choose another place.")
+        # Whether files can be made in a folder is known only by making one.
+        with tempfile.TemporaryFile(dir=next(folder for folder in path.absolute().parents if folder.exists())):
+            pass
+    except OSError as error:
+        raise InputError(f"Cannot write '{path}': {error.strerror}. Choose another place.") from error
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Replace ``path`` by ``value`` as indented JSON in one step; NaN and infinity are refused."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

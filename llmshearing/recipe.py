@@ -2,58 +2,24 @@
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from llmshearing.errors import InputError, unknown_name
+from llmshearing.devices import fsdp_version
+from llmshearing.errors import InputError, one_line, unknown_name
 from llmshearing.registry import COMPONENTS
+from llmshearing.schema import KEYS, REQUIRED, Mapping, unfit
 
-_REQUIRED = object()
-
-# Every top-level key with its default. Sections (mappings) are checked where they are built.
-KEYS: dict[str, Any] = {
-    "variables": {},  # values that the rest of the recipe refers to as ${variables.NAME}
-    "run_name": _REQUIRED,
-    "seed": 17,
-    "max_seq_len": _REQUIRED,
-    "tokenizer": _REQUIRED,  # {name: folder or hub id}
-    "model": _REQUIRED,  # {name: composer_llama, pretrained | config, ...}
-    "train_loader": _REQUIRED,  # {name: dynamic_streaming, dataset: {...}, num_workers, ...}
-    "eval_loader": None,  # {name: per_domain, local: prepared eval folder, ...}; one evaluator per domain
-    "optimizer": _REQUIRED,  # {name: ..., lr, ...}
-    "scheduler": _REQUIRED,  # {name: ..., t_warmup, alpha_f, ...}
-    "algorithms": {},  # {name: {settings}}
-    "callbacks": {},
-    "loggers": {},
-    "max_duration": _REQUIRED,
-    "eval_interval": "1dur",
-    "global_train_batch_size": _REQUIRED,  # sequences per optimizer step, over all devices
-    "device_train_microbatch_size": "auto",
-    "device_eval_batch_size": 8,
-    "precision": "amp_bf16",
-    "fsdp_config": None,
-    "compile_config": None,
-    "save_folder": _REQUIRED,  # RUN/checkpoints; RUN also gets recipe.yaml and metrics.jsonl
-    "save_interval": "1dur",
-    "save_num_checkpoints_to_keep": -1,
-    "save_overwrite": False,
-    "load_path": None,
-    "load_weights_only": False,
-    "autoresume": False,
-    "device": None,
-    "dist_timeout": 600.0,
-    "progress_bar": True,
-    "log_to_console": False,
-    "console_log_interval": "10ba",
-    "python_log_level": "info",
-    "dry_run": False,  # true, or {num_devices, device_tflops}: check and estimate, see llmshearing.dry_run
-}
 _NAMED = ("model", "train_loader", "eval_loader", "optimizer", "scheduler")
 _COLLECTIONS = ("algorithms", "callbacks", "loggers")
+_LARGEST = 100_000  # values in a recipe, each alias counted as what it stands for
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -64,60 +30,122 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
         overrides: dotted, e.g. ``algorithms.targeted_pruning.lr=0.5``.
 
     Returns:
-        Plain Python containers, complete: every key of :data:`KEYS` is there.
+        Plain Python containers, complete: every key of :data:`~llmshearing.schema.KEYS` is there.
 
     Raises:
         InputError: the file, an override or a key is wrong; names it and the nearest known key.
     """
-    if not Path(path).is_file():
-        raise InputError(f"There is no recipe '{path}'.")
+    config = _read(path)
     for override in overrides:
-        if "=" not in override:
-            raise InputError(f"'{override}' is not an override; write key=value, e.g. max_duration=100ba.")
+        config = _override(config, override)
     try:
-        config = OmegaConf.load(path)
-        if not isinstance(config, DictConfig):
-            raise InputError(f"Recipe '{path}' is not a mapping of keys to values.")
-        recipe = OmegaConf.to_container(
-            OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides))), resolve=True, throw_on_missing=True
-        )
-    except (OmegaConfBaseException, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"Recipe '{path}' cannot be read: {error}") from error
+        recipe = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except (OmegaConfBaseException, ValueError, RecursionError) as error:
+        raise InputError(f"Recipe '{path}' cannot be read: {one_line(error)}") from error
     assert isinstance(recipe, dict)
     return _check({str(key): value for key, value in recipe.items()}, path)
+
+
+def _read(path: str | Path) -> DictConfig:
+    if not Path(path).is_file():
+        raise InputError(f"There is no recipe '{path}'.")
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is not None and not isinstance(root, yaml.MappingNode):
+            raise InputError(f"Recipe '{path}' is not a mapping of keys to values.")
+        if root is not None and _size(root, {}) > _LARGEST:
+            raise InputError(f"Recipe '{path}' has more than {_LARGEST:,} values, or an alias of what it stands in.")
+        config = OmegaConf.load(io.StringIO(text))
+    except UnicodeDecodeError as error:
+        raise InputError(f"Recipe '{path}' is not UTF-8 text: {error}. Save it as UTF-8.") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"Recipe '{path}' is not YAML that can be read: {_reason(error)}") from error
+    except (OmegaConfBaseException, RecursionError) as error:
+        raise InputError(f"Recipe '{path}' cannot be read: {one_line(error)}") from error
+    assert isinstance(config, DictConfig)
+    return config
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node stands for, its aliases written out; too many for one that holds itself."""
+    if id(node) not in known:
+        known[id(node)] = _LARGEST + 1  # until it is known: what refers to it meanwhile lies within it
+        parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+        inner = 0 if isinstance(node, yaml.ScalarNode) else sum(_size(part, known) for part in parts)
+        known[id(node)] = 1 + inner
+    return known[id(node)]
+
+
+def _reason(error: yaml.YAMLError) -> str:
+    """What is wrong and where, without the excerpt that yaml draws."""
+    mark = getattr(error, "problem_mark", None)
+    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
+    reason = one_line(getattr(error, "problem", None) or error)
+    tab = " Indent with spaces." if "\\t" in reason else ""
+    return f"{where}{reason}.{tab}"
+
+
+def _override(config: DictConfig, override: str) -> DictConfig:
+    """``config`` with one ``key=value`` applied."""
+    key, sign, _ = override.partition("=")
+    if not sign:
+        raise InputError(f"'{override}' is not an override; write key=value, e.g. max_duration=100ba.")
+    if not re.fullmatch(r"[^\s.\[\]{}]+(\.[^\s.\[\]{}]+)*", key):
+        raise InputError(f"'{override}' has no key that a recipe could have; write key=value or section.key=value.")
+    value: Any = OmegaConf.to_container(config)
+    parts = key.split(".")
+    for depth, part in enumerate(parts[:-1], start=1):
+        value = value.get(part)
+        if value is None or isinstance(value, bool) or (isinstance(value, str) and "${" in value):
+            break  # nothing there yet, or what is checked once it is resolved
+        if not isinstance(value, dict):
+            whole = ".".join(parts[:depth])
+            raise InputError(f"'{override}': {whole} is {value!r}, which has no keys; set it whole, as {whole}=...")
+    try:
+        return OmegaConf.merge(config, OmegaConf.from_dotlist([override]))  # type: ignore[return-value]
+    except yaml.YAMLError as error:
+        raise InputError(f"'{override}' has a value that is not YAML: {_reason(error)}") from error
+    except (OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"'{override}' cannot be applied: {one_line(error)}") from error
 
 
 def _check(recipe: dict[str, Any], path: str | Path) -> dict[str, Any]:
     for key in recipe:
         if key not in KEYS:
             raise unknown_name(f"key in '{path}'", key, KEYS)
-    missing = [key for key, default in KEYS.items() if default is _REQUIRED and recipe.get(key) is None]
+    missing = [name for name, key in KEYS.items() if key.default is REQUIRED and recipe.get(name) is None]
     if missing:
         raise InputError(f"Recipe '{path}' lacks {', '.join(missing)}.")
-    complete = {key: recipe[key] if recipe.get(key) is not None else default for key, default in KEYS.items()}
+    complete = {name: key.check(name, recipe[name]) if name in recipe else key.default for name, key in KEYS.items()}
     for section in _NAMED:
         settings = complete[section]
         if settings is None:
             continue
-        if not isinstance(settings, dict) or "name" not in settings:
+        if "name" not in settings:
             raise InputError(f"`{section}` in '{path}' needs a `name`: one of {', '.join(COMPONENTS[section])}.")
-        if settings["name"] not in COMPONENTS[section]:
+        if str(settings["name"]) not in COMPONENTS[section]:
             raise unknown_name(f"name of {section}", settings["name"], COMPONENTS[section])
     for section in _COLLECTIONS:
-        for name in complete[section]:
+        for name, settings in complete[section].items():
             if name not in COMPONENTS[section]:
                 raise unknown_name(f"name in {section}", name, COMPONENTS[section])
+            if settings is not None and not isinstance(settings, dict):
+                raise InputError(f"{section}.{name} is {settings!r}; it must be a mapping of settings; {{}} for none.")
+    dataset = complete["train_loader"].get("dataset")
+    if dataset is not None and not isinstance(dataset, dict):
+        raise unfit("train_loader.dataset", dataset, Mapping("{local: FOLDER}"))
+    if "device_train_microbatch_size" not in recipe and complete["fsdp_config"] is not None and fsdp_version() == 2:
+        complete["device_train_microbatch_size"] = 1  # Composer finds one by itself under FSDP1 alone
     for key in ("eval_interval", "save_interval"):
-        complete[key] = _in_batches(str(complete[key]), str(complete["max_duration"]))
+        complete[key] = _in_batches(key, complete[key], complete["max_duration"])
     return complete
 
 
-def _in_batches(interval: str, max_duration: str) -> str:
+def _in_batches(key: str, interval: str, max_duration: str) -> str:
     """A share of the run (``0.5dur``) in batches: Composer cannot work it out for data without an end."""
     if not interval.endswith("dur"):
         return interval
     if not max_duration.endswith("ba"):
-        raise InputError(f"An interval of '{interval}' needs a max_duration in batches, not '{max_duration}'.")
-    return f"{max(1, round(float(interval[:-3]) * int(max_duration[:-2])))}ba"
+        raise InputError(f"{key} of '{interval}' needs a max_duration in batches (ba), not '{max_duration}'.")
+    return f"{max(1, round(float(interval[:-3]) * float(max_duration[:-2])))}ba"

@@ -7,7 +7,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from llmshearing.errors import InputError, unknown_name
+from llmshearing.component_settings import check_arguments
+from llmshearing.errors import InputError, one_line, unknown_name
 
 # Names are LLM Foundry's where it has the same thing, so that one recipe runs under either trainer.
 COMPONENTS: dict[str, dict[str, str]] = {
@@ -73,17 +74,30 @@ def build(kind: str, name: str, settings: Mapping[str, Any] | None, **given: Any
         InputError: an unknown or missing argument, or a value that the component refuses.
     """
     make = resolve(kind, name)
-    settings = dict(settings or {})
+    settings, where = dict(settings or {}), f"{kind}.{name}"
     parameters = inspect.signature(make).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         for key in settings:
             if key not in parameters or key in given:
-                raise unknown_name(f"key in {kind}.{name}", key, set(parameters) - set(given))
+                raise unknown_name(f"key in {where}", key, set(parameters) - set(given))
     missing = [
         key
         for key, p in parameters.items()
         if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and key not in {*settings, *given}
     ]
     if missing:
-        raise InputError(f"{kind}.{name} needs {', '.join(missing)}; add it to the recipe.")
-    return make(**given, **settings)
+        raise InputError(f"{where} needs {', '.join(missing)}; add it to the recipe.")
+    above = where if kind in ("algorithms", "callbacks", "loggers") else kind  # as a recipe has it
+    for key, value in settings.items():
+        if value is None and key in parameters and parameters[key].default is not None:
+            raise InputError(f"{above}.{key} is empty; give it a value, or leave it out for its default.")
+    check_arguments(where, above, settings)
+    try:
+        return make(**given, **settings)
+    except (InputError, OSError, AssertionError):  # the last is a mistake of ours
+        raise
+    except ImportError as error:
+        raise InputError(f"{where} needs a package that is not installed: {one_line(error)}") from error
+    except Exception as error:
+        said = ", ".join(f"{key}={value!r}" for key, value in settings.items())
+        raise InputError(f"{where}: {one_line(error) or type(error).__name__}. It was given {said[:500]}.") from error

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from composer import Trainer
+from composer.callbacks import CheckpointSaver
 from composer.utils import dist, get_device
-from composer.utils.parallelism import FSDP2Config
 from composer.utils.reproducibility import seed_all
 from omegaconf import OmegaConf
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from llmshearing.errors import InputError, cli, unknown_name
+from llmshearing.devices import check_device, parallelism
+from llmshearing.dry_run.checks import check
+from llmshearing.dry_run.parts import Findings, check_length
+from llmshearing.dry_run.report import dry_run
+from llmshearing.errors import InputError, cli, naming, one_line
 from llmshearing.fileio import write_text
 from llmshearing.metrics_log import MetricsLog
 from llmshearing.recipe import load_recipe
 from llmshearing.registry import build
-from llmshearing.unfinished import remove_unfinished_checkpoints
+from llmshearing.resume import Start, find_start
+from llmshearing.run_folder import claim
+from llmshearing.tokenizer import load_tokenizer
+from llmshearing.unfinished import checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -36,63 +42,119 @@ _PASSED_ON = (
 )  # fmt: skip
 
 
-def build_trainer(recipe: dict[str, Any]) -> Trainer:
+def build_trainer(recipe: dict[str, Any]) -> Trainer | None:
     """Build everything that a recipe describes.
+
+    All that a dry run checks comes first, then the checkpoint to start from and the data, and weights last.
 
     Args:
         recipe: complete, from :func:`~llmshearing.recipe.load_recipe`.
 
+    Returns:
+        The Trainer; ``None`` where the run is finished already.
+
     Raises:
         InputError: a setting that cannot work, before any training.
     """
+    check_device(recipe["device"])
     device = get_device(recipe["device"])
     dist.initialize_dist(device, timeout=recipe["dist_timeout"])
-    seed_all(recipe["seed"])  # the Trainer does so too, but after random weights have been drawn
-    save_folder = Path(recipe["save_folder"])
-    if recipe["autoresume"] and dist.get_local_rank() == 0:
-        remove_unfinished_checkpoints(save_folder)
-    dist.barrier()  # nobody looks for checkpoints before
-    device_batch_size = _device_batch_size(recipe["global_train_batch_size"])
-    if problem := init_device_problem(recipe, dist.get_world_size()):
-        raise InputError(problem)
+    findings = Findings()
+    checked = check(recipe, num_devices=dist.get_world_size(), findings=findings)
+    findings.refuse()
+    start = _start(recipe, checked.tensors)
+    if start.finished:
+        log.warning("Run '%s' is finished: '%s' is at %s.", recipe["run_name"], start.path, recipe["max_duration"])
+        return None
     tokenizer = load_tokenizer(recipe["tokenizer"], recipe["max_seq_len"])
+    train_loader, evaluators = _build_data(recipe, tokenizer, findings)
+    algorithms, callbacks, loggers = (_build_all(recipe, kind) for kind in ("algorithms", "callbacks", "loggers"))
+    seed_all(recipe["seed"])  # the Trainer does so too, but after random weights have been drawn
     model = _build(recipe, "model", tokenizer=tokenizer)
-    train_loader = _build(recipe, "train_loader", tokenizer=tokenizer, device_batch_size=device_batch_size)
-    evaluators = None
-    if recipe["eval_loader"] is not None:
-        evaluators = _build(
-            recipe,
-            "eval_loader",
-            domains=train_loader.dataloader.dataset.domains,
-            batch_size=recipe["device_eval_batch_size"],
-            tokenizer=tokenizer,
-        )
-    return Trainer(
+    trainer = Trainer(
         model=model,
         train_dataloader=train_loader,
         eval_dataloader=evaluators,
         optimizers=_build(recipe, "optimizer", params=model.parameters()),
         schedulers=_build(recipe, "scheduler"),
-        algorithms=_build_all(recipe, "algorithms"),
-        callbacks=_build_all(recipe, "callbacks"),
-        loggers=[MetricsLog(save_folder.parent), *_build_all(recipe, "loggers")],
+        algorithms=algorithms,
+        callbacks=callbacks,
+        loggers=[MetricsLog(Path(recipe["save_folder"]).parent), *loggers],
         device_train_microbatch_size=_microbatch_size(recipe["device_train_microbatch_size"], device.name),
         parallelism_config=parallelism(recipe["fsdp_config"]),
         precision="fp32" if device.name == "cpu" and recipe["precision"] == "amp_bf16" else recipe["precision"],
         **{key: recipe[key] for key in _PASSED_ON},
     )
+    if recipe["autoresume"] and dist.get_global_rank() == 0:
+        _count_earlier_checkpoints(trainer, Path(recipe["save_folder"]))
+    return trainer
+
+
+def _count_earlier_checkpoints(trainer: Trainer, folder: Path) -> None:
+    """Of ``save_num_checkpoints_to_keep`` Composer counts only those of this process: every resume would leave one."""
+    earlier = [str(path / "shards" if path.is_dir() else path) for path in reversed(checkpoints(folder))]
+    for callback in trainer.state.callbacks:
+        if isinstance(callback, CheckpointSaver):
+            callback.saved_checkpoints[:0] = earlier  # of a sharded one it removes the folder that the path is in
 
 
 def train(recipe: dict[str, Any]) -> None:
-    """Build and fit; the run's folder gets the resolved recipe, metrics and checkpoints."""
+    """Build and fit; the run's folder gets the resolved recipe, metrics and checkpoints.
+
+    Raises:
+        InputError: a setting that cannot work, or a checkpoint that cannot be written.
+    """
     trainer = build_trainer(recipe)
+    if trainer is None:
+        return
     if dist.get_global_rank() == 0:
         write_text(Path(recipe["save_folder"]).parent / "recipe.yaml", OmegaConf.to_yaml(OmegaConf.create(recipe)))
     try:
-        with cpu_autocast(recipe["precision"], trainer.state.device.name):
+        with naming(recipe["save_folder"]), cpu_autocast(recipe["precision"], trainer.state.device.name):
             trainer.fit()
+    except RuntimeError as error:
+        if "PytorchStreamWriter failed" not in str(error):  # which is all that torch says of a full disk
+            raise
+        raise InputError(
+            f"A checkpoint could not be written to '{recipe['save_folder']}': {one_line(error)[:200]}. Free some space "
+            "there and run the command again."
+        ) from error
     finally:
         trainer.close()
+
+
+def _start(recipe: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Start:
+    """Take the run's folder and choose the checkpoint to start from, on rank 0 for all."""
+    chosen: list[Start | None] = [None]
+    if dist.get_global_rank() == 0:
+        claim(Path(recipe["save_folder"]).parent)
+        chosen = [find_start(recipe, shapes)]
+    dist.broadcast_object_list(chosen)  # nobody looks for checkpoints before
+    assert chosen[0] is not None
+    return chosen[0]
+
+
+def _build_data(recipe: dict[str, Any], tokenizer: PreTrainedTokenizerBase, findings: Findings) -> tuple[Any, Any]:
+    """The training data and, where there is an eval_loader, the evaluators.
+
+    Raises:
+        InputError: as a dry run says it.
+    """
+    train_loader = evaluators = None
+    with findings.collect():
+        batch_size = recipe["global_train_batch_size"] // dist.get_world_size()
+        train_loader = _build(recipe, "train_loader", tokenizer=tokenizer, device_batch_size=batch_size)
+        check_length(train_loader.dataloader.dataset, recipe["max_seq_len"])
+        if recipe["eval_loader"] is not None:
+            evaluators = _build(
+                recipe,
+                "eval_loader",
+                domains=train_loader.dataloader.dataset.domains,
+                batch_size=recipe["device_eval_batch_size"],
+                tokenizer=tokenizer,
+            )
+    findings.refuse()
+    return train_loader, evaluators
 
 
 @contextmanager
@@ -113,77 +175,11 @@ def _build_all(recipe: dict[str, Any], section: str) -> list[Any]:
     return [build(section, name, settings) for name, settings in recipe[section].items()]
 
 
-def _device_batch_size(global_batch_size: int) -> int:
-    world_size = dist.get_world_size()
-    if global_batch_size % world_size:
-        raise InputError(
-            f"global_train_batch_size is {global_batch_size}, which {world_size} devices cannot share evenly. "
-            f"Choose a multiple of {world_size}."
-        )
-    return global_batch_size // world_size
-
-
-def init_device_problem(recipe: dict[str, Any], world_size: int) -> str | None:
-    """What is wrong with weights on rank 0 alone, where nothing hands them on; ``None`` if nothing is.
-
-    On one rank there is nobody to hand them to.
-    """
-    if recipe["model"].get("init_device") != "mixed" or world_size == 1:
-        return None
-    cpu = f"set model.init_device=cpu, by which each of the {world_size} ranks reads them"
-    if recipe["fsdp_config"] is None:
-        return (
-            "model.init_device is 'mixed': rank 0 alone reads the weights, and without fsdp_config nothing hands them "
-            f"on. Add fsdp_config, or {cpu}."
-        )
-    if _fsdp_version() == "1":
-        return f"model.init_device is 'mixed', which needs FSDP2, but FSDP_VERSION is 1. Unset FSDP_VERSION, or {cpu}."
-    return None
-
-
 def _microbatch_size(size: int | str, device: str) -> int | str | None:
     if size == "auto" and device != "gpu":
         log.info("device_train_microbatch_size: auto needs a GPU; the whole batch is one microbatch here.")
         return None
     return size
-
-
-def load_tokenizer(settings: dict[str, Any], max_seq_len: int) -> PreTrainedTokenizerBase:
-    """The tokenizer of a recipe.
-
-    Raises:
-        InputError: there is none, or an unknown key.
-    """
-    if "name" not in settings:
-        raise InputError("`tokenizer` needs a `name`: a Hugging Face folder or hub id.")
-    options = dict(settings.get("kwargs") or {})
-    if unknown := set(settings) - {"name", "kwargs"}:
-        raise unknown_name("key in tokenizer", sorted(unknown)[0], ("name", "kwargs"))
-    try:
-        return AutoTokenizer.from_pretrained(settings["name"], **{"model_max_length": max_seq_len, **options})
-    except (OSError, ValueError) as error:
-        raise InputError(f"There is no tokenizer at '{settings['name']}': {error}") from error
-
-
-def _fsdp_version() -> str:
-    return os.environ.get("FSDP_VERSION", "2")
-
-
-def parallelism(fsdp_config: dict[str, Any] | None) -> dict[str, Any] | None:
-    """FSDP2 unless the environment says ``FSDP_VERSION=1``.
-
-    Raises:
-        InputError: an unknown key.
-    """
-    if fsdp_config is None:
-        return None
-    if _fsdp_version() == "1":
-        return {"fsdp": dict(fsdp_config)}
-    known = FSDP2Config.settable_attrs()
-    for key in fsdp_config:
-        if key not in known:
-            raise unknown_name("key in fsdp_config", key, known)
-    return {"fsdp": FSDP2Config(**fsdp_config)}
 
 
 @cli
@@ -199,8 +195,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_flush_denormal(True)  # fp32 steps on the CPU are up to 15 times slower without
     warnings.filterwarnings("ignore", message="The value of the smallest subnormal")  # numpy notices the above
     if recipe["dry_run"]:
-        from llmshearing.dry_run.report import dry_run  # which itself builds with this module
-
         dry_run(recipe)
     else:
         train(recipe)

@@ -1,35 +1,110 @@
-"""What a run that was killed while it wrote a checkpoint leaves behind."""
+"""Which checkpoint a run goes on from, and what one that was killed while it wrote leaves behind."""
 
 from __future__ import annotations
 
 import logging
+import os
 import re
+import secrets
+import shutil
+import zipfile
+from contextlib import suppress
 from pathlib import Path
 
-from llmshearing.fileio import remove
+from llmshearing.convert.commands import open_checkpoint
+from llmshearing.errors import InputError, UntrustedError
 
 log = logging.getLogger(__name__)
 
-_BATCH = re.compile(r"ep\d+-ba(\d+)\b")
+LATEST = "latest-rank0.pt"
+_CHECKPOINT = re.compile(r"ep(\d+)-ba(\d+)(-rank0\.pt)?")
+_REMOVED = ".removed-"
 
 
-def remove_unfinished_checkpoints(folder: Path) -> None:
-    """Remove checkpoints that are newer than the one that ``latest-rank0.pt`` links to.
+def checkpoints(folder: Path) -> list[Path]:
+    """A folder's checkpoints, newest first: files ``ep0-ba30-rank0.pt``, and folders ``ep0-ba30`` of sharded ones."""
+    found = [
+        (int(match[1]), int(match[2]), path)
+        for path in (folder.iterdir() if folder.is_dir() else ())
+        if (match := _CHECKPOINT.fullmatch(path.name)) is not None
+    ]
+    return [path for _, _, path in sorted(found, reverse=True)]
 
-    Composer links to a checkpoint once it is whole, and refuses to resume beside a newer one. Does nothing without
-    the link: there is nothing to resume from then, and nothing says what is whole.
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint, with ``latest-rank0.pt`` linked to it; ``None`` where there is none.
+
+    Composer links to a checkpoint once it is whole, and the kill may come at any moment: while the file is written,
+    before the link, or between the old link and the new. So what is whole is told from the checkpoints themselves.
+    What is newer and was never finished is removed, since Composer refuses to train beside it. Two processes that do
+    this at once, as those of nodes that share a disk, come to the same result and do not disturb each other.
 
     Args:
         folder: where the run saves.
+
+    Raises:
+        InputError: the newest one would have to run code to be read.
     """
-    latest = folder / "latest-rank0.pt"
-    found = _BATCH.search(latest.resolve().name) if latest.is_symlink() and latest.exists() else None
-    if found is None:
+    for leftover in folder.glob(f"{_REMOVED}*"):
+        _delete(leftover)
+    latest = folder / LATEST
+    if latest.is_file() and not latest.is_symlink():  # copied without its links
+        return latest
+    for path in checkpoints(folder):
+        if _is_whole(path):
+            _link(latest, path)
+            return path
+    if latest.is_symlink():
+        log.warning("Removing the link '%s': its checkpoint '%s' is not there.", latest, os.readlink(latest))
+        latest.unlink(missing_ok=True)
+    return None
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a checkpoint can be opened; one that was never finished is removed, a damaged one renamed."""
+    try:
+        if path.is_dir():
+            finished = (path / ".metadata").exists()  # which is written last
+        else:
+            with path.open("rb") as file:  # what cannot be read must not be taken for unfinished
+                file.read(1)
+                finished = zipfile.is_zipfile(file)  # the directory of a zip file lies at its end
+        if finished:
+            with open_checkpoint(path):
+                return True
+    except FileNotFoundError:  # another process removed it
+        return False
+    except UntrustedError:
+        raise
+    except InputError as error:
+        aside = path.with_name(f"damaged-{secrets.token_hex(4)}-{path.name}")
+        log.warning("'%s' is damaged, and now called '%s': %s", path, aside.name, error)
+        _move(path, aside)
+        return False
+    log.warning("Removing '%s': the run ended while it was written.", path)
+    removed = path.with_name(f"{_REMOVED}{secrets.token_hex(4)}-{path.name}")
+    _move(path, removed)  # at once: nobody finds it half removed
+    _delete(removed)
+    return False
+
+
+def _move(path: Path, to: Path) -> None:
+    """Rename, unless another process has."""
+    with suppress(FileNotFoundError):
+        os.replace(path, to)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _link(latest: Path, path: Path) -> None:
+    if latest.is_symlink() and os.readlink(latest) == path.name:
         return
-    for path in sorted(folder.iterdir()):
-        other = _BATCH.match(path.name)
-        if other is not None and int(other[1]) > int(found[1]):
-            log.warning(
-                "Removing '%s': the run ended while it was written. Resuming from '%s'.", path, latest.resolve().name
-            )
-            remove(path)
+    log.warning("'%s' now links to '%s', the newest whole checkpoint.", latest, path.name)
+    link = latest.with_name(f".{latest.name}-{secrets.token_hex(4)}")
+    os.symlink(path.name, link)
+    os.replace(link, latest)

@@ -10,6 +10,8 @@ from typing import Any
 import composer
 import pytest
 import torch
+from composer.core import Callback, State
+from composer.loggers import Logger
 from composer.models import HuggingFaceModel
 from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -36,17 +38,24 @@ def test_it_is_added_in_ten_lines() -> None:
 
 
 def test_add_it_to_your_composer_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stop(Callback):
+        """After five batches."""
+
+        def batch_end(self, state: State, logger: Logger) -> None:
+            if state.timestamp.batch == 5:
+                state.stop_training()
+
     class ShortTrainer(composer.Trainer):
         """A Trainer that stops early."""
 
         def __init__(self, *, max_duration: str, **settings: Any) -> None:
             assert max_duration == "3200ba"
-            super().__init__(max_duration="5ba", device="cpu", progress_bar=False, **settings)
+            super().__init__(max_duration=max_duration, device="cpu", callbacks=Stop(), progress_bar=False, **settings)
 
     monkeypatch.setattr(composer, "Trainer", ShortTrainer)
     monkeypatch.chdir(tmp_path)
     # As deep and wide as the snippet's target needs, and small in all else.
-    sizes = {"num_hidden_layers": 26, "hidden_size": 2050, "num_attention_heads": 1, "head_dim": 2}
+    sizes = {"num_hidden_layers": 26, "hidden_size": 2100, "num_attention_heads": 1, "head_dim": 2}
     config = AutoConfig.for_model("llama", **sizes, intermediate_size=4, num_key_value_heads=1, vocab_size=96)
     model = HuggingFaceModel(AutoModelForCausalLM.from_config(config), use_logits=True)
     stand_ins = {

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from llmshearing.errors import InputError
-from llmshearing.recipe import KEYS, load_recipe
+from llmshearing.recipe import load_recipe
 from llmshearing.registry import COMPONENTS, build, resolve
+from llmshearing.schema import KEYS
 from tests.conftest import REPOSITORY
 
 RECIPES = sorted((REPOSITORY / "yamls").rglob("*.yaml"))
@@ -87,6 +91,24 @@ def test_intervals_given_as_a_share_become_batches(recipe: Path) -> None:
         (["run_name=null"], "lacks run_name"),
         (["model=null"], "lacks model"),
         (["save_folder=${variables.nowhere}"], "cannot be read.*nowhere"),
+        (["tokenizer=[1]"], r"'tokenizer=\[1\]' cannot be applied"),
+        (["algorithms=[gradient_clipping]"], "cannot be applied: Cannot merge incompatible"),
+        (["model.name=[1]"], "Unknown name of model"),
+        (
+            ["optimizer.betas=[0.9, 0.95]", "optimizer.betas.0=1"],
+            r"optimizer.betas is \[0.9, 0.95\], which has no keys",
+        ),
+        (["optimizer.lr.x=1"], "optimizer.lr is 0.001, which has no keys; set it whole"),
+        (["optimizer.betas=[1,2"], "has a value that is not YAML: line 2, column 1"),
+        (["seed=!!python/object/apply:os.getcwd []"], "not YAML: line 1, column 1: could not determine a constructor"),
+        (["seed=${"], "cannot be applied"),
+        (["variables.a=${variables.a}"], "cannot be read: Recursive interpolation"),
+        (["a..b=1"], "'a..b=1' has no key that a recipe could have"),
+        (["=1"], "has no key that a recipe could have"),
+        (["a[0]=1"], "has no key that a recipe could have"),
+        (["train_loader.dataset=5"], "train_loader.dataset is 5; it must be a mapping"),
+        (["callbacks.speed_monitor=5"], "callbacks.speed_monitor is 5; it must be a mapping of settings"),
+        (["max_duration=10sp", "eval_interval=0.5dur"], "eval_interval of '0.5dur' needs a max_duration in batches"),
     ],
 )
 def test_mistakes_are_named(recipe: Path, overrides: list[str], message: str) -> None:
@@ -109,3 +131,60 @@ def test_unknown_and_missing_arguments_are_named() -> None:
         build("algorithms", "targeted_pruning", {"target": {"hidden_size": 8}, "warmpu": "3ba"})
     with pytest.raises(InputError, match="algorithms.targeted_pruning needs target"):
         build("algorithms", "targeted_pruning", {})
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "settings", "message"),
+    [
+        ("optimizer", "decoupled_adamw", {"lr": -1}, "optimizer.lr is -1; it must be a number from 0"),
+        ("optimizer", "decoupled_adamw", {"lr": "fast"}, "optimizer.lr is 'fast'; it must be a number"),
+        (
+            "optimizer",
+            "adamw",
+            {"betas": [2, 3]},
+            r"optimizer.betas is \[2, 3\]; it must be a list of 2 numbers",
+        ),
+        ("optimizer", "adamw", {"betas": 0.9}, "optimizer.betas is 0.9; it must be a list of 2"),
+        ("optimizer", "adamw", {"lr": None}, "optimizer.lr is empty; give it a value, or leave it out"),
+        (
+            "scheduler",
+            "cosine_with_warmup",
+            {"t_warmup": "ten"},
+            "scheduler.t_warmup is 'ten'; it must be a time",
+        ),
+        ("scheduler", "cosine_with_warmup", {"t_warmup": "1ba", "alpha_f": None}, "scheduler.alpha_f is empty"),
+        (
+            "algorithms",
+            "gradient_clipping",
+            {"clipping_type": "norms", "clipping_threshold": 1.0},
+            "gradient_clipping.clipping_type is 'norms'; it must be one of norm, value, adaptive. Did you mean 'norm'",
+        ),
+        (
+            "algorithms",
+            "gradient_clipping",
+            {"clipping_type": "norm", "clipping_threshold": "x"},
+            "algorithms.gradient_clipping.clipping_threshold is 'x'; it must be a number",
+        ),
+        ("callbacks", "nan_monitor", {"every": 3}, "Unknown key in callbacks.nan_monitor 'every'"),
+        ("callbacks", "speed_monitor", {"window_size": 0}, "window_size is 0; it must be a whole number from 1"),
+    ],
+)
+def test_settings_of_composers_components_are_checked(
+    kind: str, name: str, settings: dict[str, Any], message: str
+) -> None:
+    given = {"params": [torch.nn.Parameter(torch.ones(1))]} if kind == "optimizer" else {}
+    with pytest.raises(InputError, match=message):
+        build(kind, name, settings, **given)
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_logger_without_its_package_is_named(name: str) -> None:
+    if importlib.util.find_spec(name) is not None:
+        pytest.skip(f"{name} is installed here")
+    with pytest.raises(InputError, match=f"loggers.{name} needs a package that is not installed: .*{name}"):
+        build("loggers", name, {})
+
+
+def test_what_a_constructor_refuses_names_its_section() -> None:
+    with pytest.raises(InputError, match=r"^optimizer.adamw: .*parameter.* It was given lr=0.1\.$"):
+        build("optimizer", "adamw", {"lr": 0.1}, params=[])

@@ -153,7 +153,7 @@ def test_eval_refuses_sequences_beyond_the_models_length(model_folder: Path, tmp
 
 
 def test_eval_refuses_an_empty_batch(model_folder: Path, data: Path) -> None:
-    with pytest.raises(InputError, match="batch size must be at least 1, not 0"):
+    with pytest.raises(InputError, match="--batch-size must be at least 1, not 0"):
         evaluate(str(model_folder), data, batch_size=0)
 
 
@@ -256,7 +256,7 @@ def test_fit_refuses_what_it_cannot_fit() -> None:
         predict([*measured(3.0, 2.5), *measured(3.1)], num_parameters=10**7)
     with pytest.raises(InputError, match="Evaluate all models on the same data"):
         predict([*measured(3.0, 2.5), ModelLosses("other", 5, {"wiki": 2.0})], num_parameters=10**7)
-    with pytest.raises(InputError, match="positive number of parameters, not 0"):
+    with pytest.raises(InputError, match="--num-parameters 0 must be a positive number"):
         predict(LLAMA2, num_parameters=0)
 
 

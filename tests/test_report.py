@@ -13,7 +13,6 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from llmshearing.errors import InputError
 from llmshearing.report.__main__ import main
 from llmshearing.report.collect import Series, collect, read_metrics
 from llmshearing.report.maps import binned
@@ -246,23 +245,6 @@ def test_labels_are_moved_apart_inside_the_picture() -> None:
     assert spread([0.2, 0.6], gap=0.1, high=1) == [0.2, 0.6]
     assert spread([0.5, 0.5], gap=0.1, high=1) == pytest.approx([0.5, 0.6])
     assert spread([0.1, 0.98, 0.99], gap=0.1, high=0.95) == pytest.approx([0.1, 0.85, 0.95])
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "holds no metrics"),
-        ("", "holds no metrics"),
-        ('{"batch": 1, "a": 2}\nhello\n', "Line 2 of .*metrics.jsonl' is not a record"),
-        ('{"a": 2}\n', "Line 1 of .* is not a record"),
-        ("[]\n", "Line 1 of .* is not a record"),
-    ],
-)
-def test_what_is_no_run_folder_is_refused(content: str | None, message: str, tmp_path: Path) -> None:
-    if content is not None:
-        (tmp_path / "metrics.jsonl").write_text(content)
-    with pytest.raises(InputError, match=message):
-        collect(tmp_path)
 
 
 def test_the_command_needs_no_torch_and_reports_bad_input_with_exit_code_2(whole_run: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llmshearing.convert.held import HeldFile, Slice, unreadable
 from llmshearing.convert.stored import Piece, Record
-from llmshearing.errors import InputError
+from llmshearing.errors import InputError, UntrustedError
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class Archive:
                 with FakeTensorMode():
                     return torch.load(cast(Any, self._slice), map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            raise InputError(refusal(path, _culprit(error))) from error
+            raise UntrustedError(refusal(path, _culprit(error))) from error
         except OSError as error:
             raise unreadable(path, error) from error
         except Exception as error:  # a pickle that is none of torch.save may raise anything

@@ -63,6 +63,14 @@ class Checkpoint(ABC):
         return archive
 
     @abstractmethod
+    def check(self) -> None:
+        """Read everything but tensors, which opening may have left for later.
+
+        Raises:
+            InputError: it is damaged, or would have to run code to be read.
+        """
+
+    @abstractmethod
     def load(self, *keys: str) -> Any:
         """The content at ``state[keys[0]][keys[1]]...`` with its tensors in memory, ``None`` where there is none.
 
@@ -70,9 +78,13 @@ class Checkpoint(ABC):
             InputError: it is damaged, or would have to run code to be read.
         """
 
+    def algorithms(self) -> dict[str, Any]:
+        """The saved states of Composer algorithms by class name."""
+        return self._mapping(self.load("algorithms") or [])
+
     def algorithm(self, name: str) -> dict[str, Any] | None:
         """The saved state of a Composer algorithm by class name, or ``None``."""
-        return self._mapping(self.load("algorithms") or []).get(name)
+        return self.algorithms().get(name)
 
     def dataset(self) -> dict[str, Any]:
         """The saved state of the training dataset; empty where there is none."""

@@ -146,14 +146,14 @@ def _shears(checkpoint: Checkpoint) -> Shears:
             for group in groups
             if group.dimension in log_alpha
         }
-        for group in groups:
-            if group.dimension in masks:
-                log_ties(group, log_alpha[group.dimension])
     except InputError:
         raise
     except Exception as error:  # what is saved there may be of any type
         raise InputError(f"The masks in '{checkpoint.path}' have a form that this version does not know.") from error
-    return Shears(masks, source, target)
+    shears = Shears(masks, source, target)
+    for group in groups:
+        log_ties(group, log_alpha[group.dimension])
+    return shears
 
 
 def _entry(tensor: StoredTensor, placement: Placement, dtype: torch.dtype | None, path: str | Path) -> Entry:

@@ -25,7 +25,7 @@ from llmshearing.convert.archive import Archive, refusal
 from llmshearing.convert.checkpoint import MODEL_PREFIX, Checkpoint
 from llmshearing.convert.held import HeldFile, Slice, allow_open_files, unreadable
 from llmshearing.convert.stored import Piece, StoredTensor
-from llmshearing.errors import InputError
+from llmshearing.errors import InputError, UntrustedError
 
 
 class _Index:
@@ -86,7 +86,7 @@ class _Unpickler(pickle.Unpickler):
         if isinstance(dtype, torch.dtype):
             return dtype
         if f"{module}.{name}" not in _STAND_INS:
-            raise InputError(refusal(self.path, f"{module}.{name}"))
+            raise UntrustedError(refusal(self.path, f"{module}.{name}"))
         return _STAND_INS[f"{module}.{name}"]
 
 
@@ -109,6 +109,12 @@ class Sharded(Checkpoint):
         }
         if not self.tensors:
             raise InputError(f"'{path}' is not a Composer checkpoint: it has no state with a model in it.")
+
+    def check(self) -> None:
+        """See :meth:`Checkpoint.check`."""
+        for name, described in self._metadata.state_dict_metadata.items():
+            if not hasattr(described, "chunks"):
+                self._leaf(name)
 
     def load(self, *keys: str) -> Any:
         """See :meth:`Checkpoint.load`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,15 +17,16 @@ from llmshearing.convert.folder import sheared_config
 from llmshearing.data.callback import DynamicBatchLoading
 from llmshearing.data.dataset import DynamicStreamingDataset
 from llmshearing.data.preflight import check_names
+from llmshearing.devices import parallelism
 from llmshearing.dry_run.schedule import updates_proportions
-from llmshearing.errors import InputError
+from llmshearing.errors import InputError, one_line
 from llmshearing.models.llama import ComposerLlama
 from llmshearing.pruning.masked import MaskedModel
 from llmshearing.pruning.target import groups_to_prune
 from llmshearing.registry import build
 from llmshearing.shape import FAMILIES, ModelShape
 from llmshearing.teacher import common_vocabulary, load_own_tokenizer
-from llmshearing.train import load_tokenizer, parallelism
+from llmshearing.tokenizer import load_tokenizer
 
 META = torch.device("meta")
 
@@ -41,8 +43,13 @@ class Findings:
         """Record bad input as a problem and go on, so that one dry run names them all."""
         try:
             yield
-        except (InputError, ValueError, TypeError) as error:
-            self.problems.append(str(error))
+        except InputError as error:
+            self.problems.append(one_line(error))
+
+    def refuse(self) -> None:
+        """Raise an :class:`InputError` that names every problem, if there are any."""
+        if self.problems:
+            raise InputError("The recipe cannot run:" + "".join(f"\n  - {problem}" for problem in self.problems))
 
 
 def build_model(settings: Mapping[str, Any], findings: Findings) -> ComposerLlama:
@@ -51,17 +58,34 @@ def build_model(settings: Mapping[str, Any], findings: Findings) -> ComposerLlam
     Raises:
         InputError: its config is nowhere to be read, or does not fit.
     """
-    settings = {**settings, "attn_implementation": "sdpa"}  # the shapes are the same, and flash-attn need not be here
+    settings = dict(settings)
     name = settings.pop("name")
-    if (pretrained := settings.get("pretrained")) is not None and not _is_here(pretrained):
+    if settings.get("attn_implementation") == "flash_attention_2":
+        settings["attn_implementation"] = "sdpa"  # the shapes are the same, and flash-attn need not be here
+    pretrained = settings.get("pretrained")
+    if isinstance(pretrained, str) and not _is_here(pretrained):
         findings.absent.append(f"model '{pretrained}': shapes are those of model.expected_config")
         if not settings.get("expected_config"):
             raise InputError(f"'{pretrained}' is not here; give its sizes as model.expected_config, or fetch it.")
         settings.update(pretrained=None, config=settings["expected_config"])
-    elif pretrained is not None:
+    elif isinstance(pretrained, str):
         settings.update(pretrained=None, config=pretrained)
-    with META:
+    with META, _quiet():
         return build("model", name, settings, tokenizer=None)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing that Composer or the model log of this copy, which is there to be checked and not to be trained."""
+    loggers = [logging.getLogger(name) for name in ("composer", "llmshearing.models")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _is_here(model: str) -> bool:
@@ -101,7 +125,8 @@ def teacher_shape(
         InputError: it has another vocabulary.
     """
     settings = recipe["algorithms"].get("source_distillation")
-    if settings is None or (teacher := settings.get("teacher")) is None:
+    teacher = (settings or {}).get("teacher")
+    if not isinstance(teacher, str):
         return None
     if not _is_here(teacher):
         findings.absent.append(f"teacher '{teacher}': its memory and compute are not counted")
@@ -118,7 +143,8 @@ def teacher_shape(
 def build_tokenizer(recipe: Mapping[str, Any], findings: Findings) -> PreTrainedTokenizerBase | None:
     """The tokenizer, if it can be read without the network."""
     settings = dict(recipe["tokenizer"])
-    settings["kwargs"] = {**(settings.get("kwargs") or {}), "local_files_only": True}
+    if isinstance(options := settings.get("kwargs") or {}, dict):
+        settings["kwargs"] = {**options, "local_files_only": True}
     try:
         return load_tokenizer(settings, recipe["max_seq_len"])
     except InputError as error:
@@ -148,7 +174,7 @@ def build_rest(recipe: Mapping[str, Any], model: ComposerLlama, findings: Findin
 
 
 def _check_domains(recipe: Mapping[str, Any], loading: DynamicBatchLoading) -> None:
-    proportions = recipe["train_loader"].get("dataset", {}).get("proportions")
+    proportions = (recipe["train_loader"].get("dataset") or {}).get("proportions")
     if isinstance(proportions, Mapping):
         check_names("reference losses", loading.reference_losses, proportions)
 
@@ -189,16 +215,24 @@ def open_data(recipe: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | No
     train = build("train_loader", name, loader, tokenizer=tokenizer, device_batch_size=batch_size).dataloader.dataset
     assert isinstance(train, DynamicStreamingDataset)
     try:
-        if train.seq_len not in (None, recipe["max_seq_len"]):
-            raise InputError(
-                f"The data holds sequences of {train.seq_len} tokens, but max_seq_len is {recipe['max_seq_len']}: "
-                "make them equal."
-            )
+        check_length(train, recipe["max_seq_len"])
         sequences = dict(zip(train.domains, map(int, train.samples_per_stream), strict=True))
         shares = dict(zip(train.domains, train.rounds.newest.proportions, strict=True))
     finally:
         train.unlink()
     return Data(sequences, shares, _eval_sequences(recipe, evaluation, sequences, tokenizer))
+
+
+def check_length(dataset: DynamicStreamingDataset, max_seq_len: int) -> None:
+    """Refuse data that was prepared for another length.
+
+    Raises:
+        InputError: names both.
+    """
+    if dataset.seq_len not in (None, max_seq_len):
+        raise InputError(
+            f"The data holds sequences of {dataset.seq_len} tokens, but max_seq_len is {max_seq_len}: make them equal."
+        )
 
 
 def _eval_sequences(

@@ -15,10 +15,15 @@ from typing import Any, Self
 
 from composer.utils import dist, get_device
 
+from llmshearing.devices import check_device
 from llmshearing.dry_run import estimates, parts, schedule
+from llmshearing.dry_run.checks import check
 from llmshearing.dry_run.parts import Data, Findings
-from llmshearing.errors import InputError, unknown_name
+from llmshearing.errors import unknown_name
+from llmshearing.schema import Number, unfit
 from llmshearing.shape import ModelShape
+
+_PLANNED = {"num_devices": Number(1, 10**7), "device_tflops": Number(1e-6, 1e6, whole=False)}
 
 
 @dataclass(frozen=True)
@@ -43,10 +48,10 @@ class Devices:
         """
         settings = {"num_devices": dist.get_world_size(), **(value if isinstance(value, Mapping) else {})}
         for key, number in settings.items():
-            if key not in ("num_devices", "device_tflops"):
-                raise unknown_name("key in dry_run", key, ("num_devices", "device_tflops"))
-            if not isinstance(number, (int, float)) or not number > 0:
-                raise InputError(f"dry_run.{key} is {number!r}; it must be above 0.")
+            if key not in _PLANNED:
+                raise unknown_name("key in dry_run", key, _PLANNED)
+            if not _PLANNED[key].fits(number):
+                raise unfit(f"dry_run.{key}", number, _PLANNED[key])
         return cls(**settings)
 
 
@@ -61,14 +66,14 @@ def dry_run(recipe: dict[str, Any]) -> None:
     """
     logging.getLogger("composer").setLevel(logging.ERROR)  # what it warns of here concerns a training run
     warnings.filterwarnings("ignore", message="FSDP2 Config/APIs are experimental")
+    check_device(recipe["device"])
     dist.initialize_dist(get_device(recipe["device"]), timeout=recipe["dist_timeout"])
     devices = Devices.from_recipe(recipe["dry_run"])
     findings = Findings()
     lines = describe(recipe, devices, findings)
     if dist.get_global_rank() == 0:
         sys.stdout.write("\n".join([*lines, *(f"not here    {what}" for what in findings.absent), ""]))
-    if findings.problems:
-        raise InputError("The recipe cannot run:" + "".join(f"\n  - {problem}" for problem in findings.problems))
+    findings.refuse()
 
 
 def describe(recipe: dict[str, Any], devices: Devices, findings: Findings) -> list[str]:
@@ -77,39 +82,18 @@ def describe(recipe: dict[str, Any], devices: Devices, findings: Findings) -> li
     Raises:
         InputError: the model or the duration cannot be told, without which there is nothing to report.
     """
-    duration = schedule.batches(recipe["max_duration"], recipe, "max_duration")
+    checked = check(recipe, num_devices=devices.num_devices, findings=findings)
+    data = None
     with findings.collect():
-        findings.problems += schedule.problems(recipe, num_devices=devices.num_devices)
-    model = parts.build_model(recipe["model"], findings)
-    source = ModelShape.from_hf_config(model.model.config)
-    assert sum(parameter.numel() for parameter in model.parameters()) == source.num_parameters()
-    if (positions := model.model.config.max_position_embeddings) < recipe["max_seq_len"]:
-        findings.problems.append(f"max_seq_len is {recipe['max_seq_len']}, but the model has {positions} positions.")
-    parts.build_rest(recipe, model, findings)
-    tokenizer = data = None
-    with findings.collect():
-        tokenizer = parts.build_tokenizer(recipe, findings)
-        if tokenizer is not None and len(tokenizer) > source.vocab_size:
-            raise InputError(
-                f"The tokenizer has {len(tokenizer)} tokens but the model's vocab_size is {source.vocab_size}: use the "
-                "model's own."
-            )
-    with findings.collect():
-        data = parts.open_data(recipe, tokenizer, findings)
+        data = parts.open_data(recipe, checked.tokenizer, findings)
+    source, target = checked.source, checked.target
     lines = [f"Dry run of '{recipe['run_name']}' for {devices.num_devices} devices. Nothing is loaded or trained."]
     lines += [f"model       {source}: {source.num_parameters():,} parameters"]
-    if (pruning := recipe["algorithms"].get("targeted_pruning")) is not None:
-        with findings.collect():
-            target = parts.build_target(
-                model, pruning.get("target") or {}, selection=pruning.get("selection", "learned")
-            )
-            share = target.num_parameters() / source.num_parameters()
-            lines += [f"target      {target}: {target.num_parameters():,} parameters, {share:.1%} of the model"]
-    teacher = None
-    with findings.collect():
-        teacher = parts.teacher_shape(recipe, source, tokenizer, findings)
-    lines += _data_lines(data, recipe, duration)
-    return lines + _cost_lines(source, recipe, duration, devices, data, teacher)
+    if target is not None:
+        share = target.num_parameters() / source.num_parameters()
+        lines += [f"target      {target}: {target.num_parameters():,} parameters, {share:.1%} of the model"]
+    lines += _data_lines(data, recipe, checked.duration)
+    return lines + _cost_lines(source, recipe, checked.duration, devices, data, checked.teacher)
 
 
 def _data_lines(data: Data | None, recipe: Mapping[str, Any], duration: float) -> list[str]:

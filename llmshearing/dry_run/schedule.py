@@ -7,8 +7,8 @@ from typing import Any
 
 from composer.core import Time, TimeUnit
 
+from llmshearing import devices
 from llmshearing.errors import InputError
-from llmshearing.train import init_device_problem
 
 
 def batches(time: str | int, recipe: dict[str, Any], key: str) -> float:
@@ -19,7 +19,7 @@ def batches(time: str | int, recipe: dict[str, Any], key: str) -> float:
     """
     try:
         value = Time.from_timestring(str(time))
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise InputError(f"{key} is '{time}', which is not a time such as '640ba' or '0.03dur'.") from error
     sequences = recipe["global_train_batch_size"]
     if value.unit == TimeUnit.DURATION and key != "max_duration":
@@ -61,8 +61,7 @@ def problems(recipe: dict[str, Any], *, num_devices: int) -> Iterator[str]:
         yield from _round_problems(recipe, duration)
     if recipe["precision"] == "amp_fp16" and pruning is not None:
         yield "precision amp_fp16 would scale the masks' gradients: use amp_bf16."
-    if problem := init_device_problem(recipe, num_devices):
-        yield problem
+    yield from devices.problems(recipe, num_devices=num_devices)
 
 
 def _pruning_problems(pruning: dict[str, Any], recipe: dict[str, Any], duration: float) -> Iterator[str]:
@@ -98,7 +97,9 @@ def _round_problems(recipe: dict[str, Any], duration: float) -> Iterator[str]:
     if recipe["eval_loader"] is None:
         yield "dynamic_batch_loading reads each domain's evaluation loss, but there is no eval_loader: add one."
         return
-    update = recipe["train_loader"].get("dataset", {}).get("update_interval", 0)
+    update = (recipe["train_loader"].get("dataset") or {}).get("update_interval", 0)
+    if not isinstance(update, int):
+        return  # which the dataset itself refuses
     key, interval = evaluation_interval(recipe)
     if update and update < duration and (not interval or (update / interval) % 1):
         yield (

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from llmshearing.errors import cli
-from llmshearing.fileio import write_json
+from llmshearing.errors import InputError, cli
+from llmshearing.fileio import check_file_can_be_written, write_json
 from llmshearing.reference_loss.fit import predict, read_losses
 
 
@@ -39,8 +39,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 @cli
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line; the result goes to stdout or to ``--out``."""
+    """Run the command line; the result goes to stdout or to ``--out``, or to stdout where that fails at the end."""
     args = _parse(argv)
+    if args.out is not None:
+        check_file_can_be_written(args.out)
     result: dict[str, Any]
     if args.command == "eval":
         from llmshearing.reference_loss.evaluate import evaluate  # torch and transformers take seconds to import
@@ -48,10 +50,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         result = evaluate(args.model, args.data, batch_size=args.batch_size, dtype=args.dtype)
     else:
         result = predict(read_losses(args.losses), num_parameters=args.num_parameters)
-    if args.out:
+    text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
+    if args.out is None:
+        sys.stdout.write(text)
+        return
+    try:
         write_json(args.out, result)
-    else:
-        sys.stdout.write(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    except OSError as error:
+        sys.stdout.write(text)
+        raise InputError(f"Cannot write '{args.out}': {error.strerror}. The result is on stdout.") from error
 
 
 if __name__ == "__main__":

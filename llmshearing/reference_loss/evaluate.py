@@ -5,18 +5,21 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from llmshearing.data.tokens import TokenDecoder, check_columns
 from llmshearing.errors import InputError
 from llmshearing.fileio import read_json
 from llmshearing.reference_loss.fit import UNIT
+
+REPAIR = "Prepare the data again, or copy it again."
 
 if TYPE_CHECKING:
     from streaming.base.format.mds import MDSReader
@@ -39,20 +42,29 @@ def find_domains(data: str | Path) -> dict[str, Path]:
     return domains
 
 
-def open_shards(domain: str, folder: Path) -> list[MDSReader]:
-    """Readers of the MDS shards of one domain, in order.
+def open_shards(domain: str, folder: Path) -> tuple[list[MDSReader], int | None]:
+    """Readers of the MDS shards of one domain, in order, and their tokens per sequence where their columns say it.
 
     Raises:
-        InputError: a shard is missing or compressed, or has no column of token ids.
+        InputError: a shard is missing, truncated or compressed, there is no sequence, or no column of token ids.
     """
     from streaming.base.format.mds import MDSReader  # takes seconds to import
 
-    shards = [MDSReader.from_json(str(folder), None, shard) for shard in read_json(folder / "index.json")["shards"]]
-    for shard in shards:
-        if not (folder / shard.raw_data.basename).is_file():
-            raise InputError(f"'{folder / shard.raw_data.basename}' is missing. Prepare the data again, uncompressed.")
-    check_columns(shards, domain, seq_len=None, vocab_size=None)
-    return shards
+    try:
+        entries = read_json(folder / "index.json")["shards"]
+        shards = [MDSReader.from_json(str(folder), None, dict(entry)) for entry in entries]
+        sizes = {folder / shard.raw_data.basename: shard.raw_data.bytes for shard in shards}
+        num_sequences = sum(shard.samples for shard in shards)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise InputError(f"'{folder / 'index.json'}' is no index of MDS shards ({error!r}). {REPAIR}") from error
+    for path, size in sizes.items():
+        if not path.is_file():
+            raise InputError(f"'{path}' is missing. Prepare the data again, uncompressed.")
+        if path.stat().st_size != size:
+            raise InputError(f"'{path}' has {path.stat().st_size} bytes, not {size} as its index says. {REPAIR}")
+    if num_sequences == 0:
+        raise InputError(f"Domain '{domain}' has no sequences in '{folder}'. {REPAIR}")
+    return shards, check_columns(shards, domain, seq_len=None, vocab_size=None)
 
 
 def batches(shards: list[MDSReader], decode: TokenDecoder, domain: str, batch_size: int) -> Iterator[torch.Tensor]:
@@ -81,16 +93,33 @@ def sum_of_losses(model: PreTrainedModel, input_ids: torch.Tensor) -> tuple[floa
     return total, input_ids[:, 1:].numel()
 
 
-def load_model(name: str, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever its files make transformers and safetensors stumble over
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"Cannot load '{name}' as a Hugging Face causal language model: {reason}") from error
+
+
+def load_model(name: str, config: PretrainedConfig, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """Load a causal LM from a folder or the hub, in eval mode.
 
     Raises:
-        InputError: ``name`` cannot be loaded as one.
+        InputError: ``name`` cannot be loaded as one, lacks a tensor, or has one with NaN or infinity.
     """
-    try:
-        model = AutoModelForCausalLM.from_pretrained(name, torch_dtype=dtype)
-    except (OSError, ValueError) as error:
-        raise InputError(f"Cannot load '{name}' as a Hugging Face causal language model: {error}") from error
+    with _loading(name):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            name, config=config, torch_dtype=dtype, trust_remote_code=False, output_loading_info=True
+        )
+    if missing := sorted(report["missing_keys"]):  # transformers has given them random values
+        raise InputError(f"'{name}' lacks {len(missing)} tensors, such as '{missing[0]}'. Export or fetch it again.")
+    for tensor, values in model.named_parameters():
+        if not torch.isfinite(values).all():
+            raise InputError(
+                f"The tensor '{tensor}' of '{name}' is not finite in {str(dtype).removeprefix('torch.')}. "
+                "Try --dtype float32, or take another checkpoint."
+            )
     return model.to(device).eval()
 
 
@@ -112,29 +141,39 @@ def evaluate(model_name: str, data: str | Path, *, batch_size: int = 8, dtype: s
         InputError: the model or the data cannot be read, they do not fit together, or a loss is not finite.
     """
     if batch_size < 1:
-        raise InputError(f"The batch size must be at least 1, not {batch_size}.")
+        raise InputError(f"--batch-size must be at least 1, not {batch_size}.")
     domains = find_domains(data)
-    shards = {domain: open_shards(domain, folder) for domain, folder in domains.items()}
+    opened = {domain: open_shards(domain, folder) for domain, folder in domains.items()}
+    with _loading(model_name):
+        whole_config = AutoConfig.from_pretrained(model_name, trust_remote_code=False)
+        config = whole_config.get_text_config()  # of a model that also reads pictures, say
+    for domain, (_, length) in opened.items():  # before the weights are read
+        _check_length(config, length, domain)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or ("bfloat16" if device.type == "cuda" else "float32")
-    model = load_model(model_name, dtype=getattr(torch, dtype), device=device)
+    model = load_model(model_name, whole_config, dtype=getattr(torch, dtype), device=device)
     sums, tokens = dict.fromkeys(domains, 0.0), dict.fromkeys(domains, 0)
-    num_sequences = sum(shard.samples for readers in shards.values() for shard in readers)
+    num_sequences = sum(shard.samples for readers, _ in opened.values() for shard in readers)
     with tqdm(total=num_sequences, unit="seq", desc="eval") as progress:
-        for domain, readers in shards.items():
+        for domain, (readers, _) in opened.items():
             progress.set_description(f"eval {domain}")
-            decode = TokenDecoder(vocab_size=model.config.vocab_size)
+            decode = TokenDecoder(vocab_size=config.vocab_size)
             for input_ids in batches(readers, decode, domain, batch_size):
-                _check_length(model, input_ids, domain)
-                batch_sum, batch_tokens = sum_of_losses(model, input_ids.to(device))
+                _check_length(config, input_ids.shape[1], domain)
+                try:
+                    batch_sum, batch_tokens = sum_of_losses(model, input_ids.to(device))
+                except torch.OutOfMemoryError as error:
+                    raise InputError(
+                        f"The memory of {device} is full with --batch-size {batch_size}: lower it."
+                    ) from error
                 sums[domain] += batch_sum
                 tokens[domain] += batch_tokens
                 progress.update(len(input_ids))
-            if not tokens[domain] or not math.isfinite(sums[domain]):
-                raise InputError(
-                    f"The loss of '{model_name}' on domain '{domain}' is not finite ({sums[domain]} nats over "
-                    f"{tokens[domain]} tokens in {dtype}). Try --dtype float32, and check that the domain has data."
-                )
+                if not tokens[domain] or not math.isfinite(batch_sum):
+                    raise InputError(
+                        f"The loss of '{model_name}' on domain '{domain}' is not finite ({batch_sum} nats over "
+                        f"{batch_tokens} tokens in {dtype}). Try --dtype float32, and data of more than one token."
+                    )
     return {
         "unit": UNIT,
         "model": model_name,
@@ -146,10 +185,10 @@ def evaluate(model_name: str, data: str | Path, *, batch_size: int = 8, dtype: s
     }
 
 
-def _check_length(model: PreTrainedModel, input_ids: torch.Tensor, domain: str) -> None:
-    longest = getattr(model.config, "max_position_embeddings", None)
-    if longest is not None and input_ids.shape[1] > longest:
+def _check_length(config: PretrainedConfig, length: int | None, domain: str) -> None:
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is not None and length is not None and length > longest:
         raise InputError(
-            f"Domain '{domain}' holds sequences of {input_ids.shape[1]} tokens, but the model takes at most {longest}. "
+            f"Domain '{domain}' holds sequences of {length} tokens, but the model takes at most {longest}. "
             f"Prepare the data with --seq-len {longest}."
         )

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 UNIT = "nats per token"
 MIN_MODELS = 3  # as many as the law has parameters
+LARGEST = 1e30  # of a size or a loss; well beyond any
 EXPONENT_RANGE = (1e-3, 2.0)  # at the lower end the law is a straight line in log N, at the upper end a step
 
 
@@ -118,10 +119,11 @@ def predict(measured: Sequence[ModelLosses], *, num_parameters: int) -> dict[str
         The reference-loss JSON, with each domain's law under ``fit``.
 
     Raises:
-        InputError: fewer than three distinct sizes, differing domains, or a size or loss that is not positive.
+        InputError: fewer than three distinct sizes, no or differing domains, a size out of range, or a law that gives
+            no positive loss.
     """
-    if num_parameters <= 0:
-        raise InputError(f"The predicted model needs a positive number of parameters, not {num_parameters}.")
+    if not 0 < num_parameters <= LARGEST:
+        raise InputError(f"--num-parameters {num_parameters} must be a positive number of at most {LARGEST:.0e}.")
     distinct = len({entry.num_parameters for entry in measured})
     if distinct < MIN_MODELS:
         raise InputError(
@@ -130,6 +132,8 @@ def predict(measured: Sequence[ModelLosses], *, num_parameters: int) -> dict[str
         )
     measured = sorted(measured, key=lambda entry: entry.num_parameters)
     domains = list(measured[0].losses)
+    if not domains:
+        raise InputError(f"'{measured[0].model}' has no losses. Give the losses of its domains.")
     for entry in measured[1:]:
         if set(entry.losses) != set(domains):
             raise InputError(
@@ -144,6 +148,12 @@ def predict(measured: Sequence[ModelLosses], *, num_parameters: int) -> dict[str
         laws[domain] = fit_power_law(
             [entry.num_parameters for entry in measured], [entry.losses[domain] for entry in measured]
         )
+        if not 0 < (loss := laws[domain](num_parameters)) < math.inf:  # nan is neither
+            listed = ", ".join(str(entry.losses[domain]) for entry in measured)
+            raise InputError(
+                f"The losses of domain '{domain}' ({listed}) give {loss} nats at {num_parameters} parameters, which is "
+                "no loss. Check them, or predict a nearer size."
+            )
         warnings += _doubts(domain, measured, laws[domain])
     for warning in warnings:
         log.warning("%s", warning)
@@ -184,7 +194,9 @@ def _model_losses(entry: Any, path: str | Path) -> ModelLosses:
     if entry.get("unit", UNIT) != UNIT:
         raise InputError(f"'{path}': the losses of '{name}' are in '{entry['unit']}'; they must be in {UNIT}.")
     for key, value in {"num_parameters": entry["num_parameters"], **entry["losses"]}.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LARGEST:
             raise InputError(f"'{path}': '{key}' of '{name}' must be a positive number, not {value!r}.")
+    if entry["num_parameters"] < 1:
+        raise InputError(f"'{path}': 'num_parameters' of '{name}' must be at least 1, not {entry['num_parameters']!r}.")
     losses = {str(domain): float(loss) for domain, loss in entry["losses"].items()}
     return ModelLosses(name, int(entry["num_parameters"]), losses)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmshearing.errors import cli
-from llmshearing.fileio import write_text
+from llmshearing.fileio import check_file_can_be_written, write_text
 from llmshearing.report.collect import collect
 from llmshearing.report.page import render
 
@@ -20,7 +20,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", metavar="RUN_DIR", type=Path, help="folder that holds metrics.jsonl or stages/")
     folder: Path = parser.parse_args(argv).folder
     page = folder / "report.html"
-    write_text(page, render(collect(folder)))
+    run = collect(folder)
+    check_file_can_be_written(page)
+    write_text(page, render(run))
     sys.stdout.write(f"{page}\n")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,10 @@ from typing import Any
 import numpy as np
 
 from llmshearing.errors import InputError
-from llmshearing.fileio import read_json
+from llmshearing.report.records import read_shearing, read_summary
+
+_LAST_BATCH = 2**53  # beyond it, a float is no longer a whole number
+_LARGEST = 1e100  # beyond it, a value cannot be drawn
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,11 @@ class Series:
     @property
     def last(self) -> float:
         return float(self.values[-1])
+
+    @property
+    def finite(self) -> np.ndarray:
+        """The values without NaN and infinities."""
+        return self.values[np.isfinite(self.values)]
 
 
 @dataclass(frozen=True)
@@ -90,15 +99,20 @@ def read_metrics(path: Path) -> dict[str, Series]:
     """
     values: dict[str, dict[int, float]] = defaultdict(dict)
     # A last line without its end is still being written, or was when the run was killed.
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line[-1] == "\n"]
+    lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
-            batch = int(record.pop("batch"))
+            batch = record.pop("batch")
+            if type(batch) is not int or not 0 <= batch <= _LAST_BATCH:
+                raise ValueError(f"batch {batch!r}")
             for key, value in record.items():
-                values[key][batch] = float(value)  # also reads the strings "nan", "inf" and "-inf"
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"Line {number} of '{path}' is not a record of a metrics log ({error!r}).") from error
+                point = float(value)  # also reads the strings "nan", "inf" and "-inf"
+                values[key][batch] = point if abs(point) < _LARGEST else math.copysign(math.inf, point)
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            raise InputError(
+                f"Line {number} of '{path}' is not a record of a metrics log ({error!r}). Remove the line."
+            ) from error
     return {
         key: Series(np.array(sorted(by_batch)), np.array([by_batch[batch] for batch in sorted(by_batch)]))
         for key, by_batch in values.items()
@@ -128,12 +142,12 @@ def collect(folder: str | Path) -> Run:
     stages.sort(key=lambda stage: stage.series["time"].values[0] if "time" in stage.series else 0.0)
     shearings: list[tuple[list[str], dict[str, Any]]] = []
     for path in sorted(root.rglob("shearing.json")):
-        shearing, place = read_json(path), str(path.parent.relative_to(root))
+        shearing, place = read_shearing(path), str(path.parent.relative_to(root))
         for folders, known in shearings:
             if known == shearing:  # continued pre-training hands the file on
                 folders.append(place)
                 break
         else:
             shearings.append(([place], shearing))
-    summary = read_json(root / "summary.json") if (root / "summary.json").is_file() else {}
+    summary = read_summary(root / "summary.json") if (root / "summary.json").is_file() else {}
     return Run(name, stages, shearings, summary)

@@ -6,6 +6,8 @@ import html
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from llmshearing.report import charts
 from llmshearing.report.collect import Run, Stage
 from llmshearing.report.maps import kept_maps
@@ -72,10 +74,9 @@ def render(run: Run) -> str:
 
 def _stage(stage: Stage, colours: Mapping[str, str]) -> str:
     facts = [f"{stage.num_batches:,} batches"]
-    if "tokens" in stage.series:
+    if "tokens" in stage.series and np.isfinite(stage.series["tokens"].last):
         facts.append(f"{_short(stage.series['tokens'].last)} tokens")
-    if "time" in stage.series:
-        times = stage.series["time"].values
+    if "time" in stage.series and len(times := stage.series["time"].finite):
         facts.append(f"{_duration(times.max() - times.min())} from the first to the last record")
     parts = [f'<p class="facts">{" · ".join(facts)}</p>\n']
     for name, (count, first) in stage.not_finite().items():

@@ -1,0 +1,35 @@
+"""The tokenizer of a recipe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from llmshearing.errors import InputError, one_line, unknown_name
+
+
+def load_tokenizer(settings: dict[str, Any], max_seq_len: int) -> PreTrainedTokenizerBase:
+    """Load it.
+
+    Args:
+        settings: ``name``, a Hugging Face folder or hub id, and ``kwargs`` for ``AutoTokenizer.from_pretrained``.
+        max_seq_len: its ``model_max_length``, unless ``kwargs`` has another.
+
+    Raises:
+        InputError: there is none, it is damaged, or an unknown key.
+    """
+    for key in settings:
+        if key not in ("name", "kwargs"):
+            raise unknown_name("key in tokenizer", key, ("name", "kwargs"))
+    name, options = settings.get("name"), settings.get("kwargs") or {}
+    if not isinstance(name, str) or not name:
+        raise InputError(f"tokenizer.name is {name!r}; it must be a Hugging Face folder or hub id.")
+    if not isinstance(options, dict):
+        raise InputError(f"tokenizer.kwargs is {options!r}; it must be a mapping of AutoTokenizer's arguments.")
+    try:
+        return AutoTokenizer.from_pretrained(name, **{"model_max_length": max_seq_len, **options})
+    except (OSError, ValueError) as error:
+        raise InputError(f"There is no tokenizer at '{name}': {one_line(error)}") from error
+    except Exception as error:  # its files are parsed by many parsers, each with errors of its own
+        raise InputError(f"The tokenizer at '{name}' cannot be read: {type(error).__name__}: {error}") from error
