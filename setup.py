@@ -46,6 +46,6 @@ setup(
     extras_require={
         "flash": ["flash-attn>=2.7,<3"],
         "foundry": ["llm-foundry>=0.22,<0.23"],
-        "dev": ["pytest>=8", "ruff>=0.14", "mypy>=1.18", "setuptools>=77", "wheel"],
+        "dev": ["hypothesis>=6.100", "pytest>=8", "ruff>=0.14", "mypy>=1.18", "setuptools>=77", "wheel"],
     },
 )

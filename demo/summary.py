@@ -55,7 +55,8 @@ def _tokens(metrics: Path) -> int:
 
 def _proportions(stage: Path) -> dict[str, float]:
     """The mix that a stage ended with."""
-    state = open_checkpoint(stage / "checkpoints" / "latest-rank0.pt").dataset()
+    with open_checkpoint(stage / "checkpoints" / "latest-rank0.pt") as checkpoint:
+        state = checkpoint.dataset()
     return dict(zip(state["domains"], state["proportions"], strict=True))
 
 

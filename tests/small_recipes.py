@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from data_prep import debug_corpus, train_tokenizer
 from tests.conftest import REPOSITORY
+from tests.forkserver import ForkServer
 from tests.models import make_model
 
 TARGET = {"num_hidden_layers": 2, "hidden_size": 24, "intermediate_size": 32, "num_attention_heads": 4}
@@ -57,13 +56,11 @@ def smaller_commands(lines: Iterable[str], smaller: Mapping[str, str]) -> list[l
     return [shlex.split(line) for line in text.splitlines()]
 
 
-def run_command(words: list[str]) -> str:
-    """What ``python ...`` or ``composer ...`` prints, with the programs of this environment and repository."""
-    first, *rest = words
-    programs = {"python": sys.executable, "composer": str(Path(sys.executable).with_name("composer"))}
+def run_command(words: list[str], forked: ForkServer) -> str:
+    """What ``python ...`` or ``composer ...`` prints, with the scripts of this repository."""
     scripts = {"data_prep/prepare.py": str(REPOSITORY / "data_prep" / "prepare.py")}
-    command = [programs[first], *(scripts.get(word, word) for word in rest)]
+    command = [scripts.get(word, word) for word in words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    done = forked.run(command, env=environment, timeout=600)
     assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from llmshearing.errors import InputError
 from tests.conftest import REPOSITORY
 from tests.convert.tokenizers import make_tokenizer
 from tests.data.helpers import SEQ_LEN, write_domain
+from tests.forkserver import ForkServer
 from tests.models import SIZES, make_model
 
 RECIPE = "yamls/prune/llama2-7b-to-1.3b.yaml"
@@ -43,7 +43,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(inputs: Path, run: Path, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def train(
+    forked: ForkServer, inputs: Path, run: Path, *overrides: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """The recipe on two ranks, with its own fsdp_config and everything else small."""
     sizes = {**SIZES, "vocab_size": VOCAB_SIZE, "num_key_value_heads": 8}
     target = {"num_hidden_layers": 2, "hidden_size": 24, "intermediate_size": 32, "num_attention_heads": 4}
@@ -67,16 +69,14 @@ def train(inputs: Path, run: Path, *overrides: str, **environment: str) -> subpr
     }
     expected = OmegaConf.load(REPOSITORY / RECIPE).model.expected_config
     small |= {f"model.expected_config.{name}": sizes[name] for name in expected if name in sizes}
-    return subprocess.run(
+    return forked.run(
         [
-            *(str(Path(sys.executable).with_name("composer")), "-n", "2", "-m", "llmshearing.train", RECIPE),
+            *("composer", "-n", "2", "-m", "llmshearing.train", RECIPE),
             *(f"{name}={value}" for name, value in small.items()),
             *overrides,
         ],
         cwd=REPOSITORY,
         env={**os.environ, "OMP_NUM_THREADS": "1", "FSDP_VERSION": "2", **environment},
-        capture_output=True,
-        text=True,
         timeout=600,
     )
 
@@ -91,7 +91,7 @@ def losses(run: Path) -> list[dict[str, float]]:
 
 @pytest.mark.slow
 @pytest.mark.dist
-def test_rank_1_needs_no_weights_and_the_run_is_the_same(inputs: Path, tmp_path: Path) -> None:
+def test_rank_1_needs_no_weights_and_the_run_is_the_same(forked: ForkServer, inputs: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no file named"):
         ComposerLlama(pretrained=str(inputs / "1"))
     runs = {
@@ -99,7 +99,7 @@ def test_rank_1_needs_no_weights_and_the_run_is_the_same(inputs: Path, tmp_path:
         "cpu": [f"model.pretrained={inputs}/0", "model.init_device=cpu"],
     }
     for name, overrides in runs.items():
-        done = train(inputs, tmp_path / name, *overrides)
+        done = train(forked, inputs, tmp_path / name, *overrides)
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
         shear(tmp_path / name / "checkpoints" / "latest-rank0.pt", tmp_path / f"{name}-sheared")
     assert len(losses(tmp_path / "mixed")) >= 4
@@ -111,12 +111,14 @@ def test_rank_1_needs_no_weights_and_the_run_is_the_same(inputs: Path, tmp_path:
 
 @pytest.mark.slow
 @pytest.mark.dist
-def test_several_ranks_that_nothing_hands_the_weights_to_are_refused_at_once(inputs: Path, tmp_path: Path) -> None:
+def test_several_ranks_that_nothing_hands_the_weights_to_are_refused_at_once(
+    forked: ForkServer, inputs: Path, tmp_path: Path
+) -> None:
     for message, overrides, environment in (
         ("without fsdp_config nothing hands them on. Add fsdp_config", ["fsdp_config=null"], {}),
         ("needs FSDP2, but FSDP_VERSION is 1. Unset FSDP_VERSION", [], {"FSDP_VERSION": "1"}),
     ):
-        done = train(inputs, tmp_path / "run", f"model.pretrained={inputs}/0", *overrides, **environment)
+        done = train(forked, inputs, tmp_path / "run", f"model.pretrained={inputs}/0", *overrides, **environment)
         assert done.returncode != 0
         assert "error: model.init_device is 'mixed'" in done.stdout + done.stderr
         assert message in done.stdout + done.stderr

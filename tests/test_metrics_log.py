@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from llmshearing.errors import InputError
 from llmshearing.metrics_log import MetricsLog
 from llmshearing.report.collect import read_metrics
+from tests.forkserver import ForkServer
 
 
 class LogEverywhere(Callback):
@@ -191,7 +190,7 @@ def test_resuming_refuses_a_file_that_is_no_metrics_log(tmp_path: Path) -> None:
 
 
 @pytest.mark.dist
-def test_two_ranks_write_one_curve(tmp_path: Path) -> None:
+def test_two_ranks_write_one_curve(forked: ForkServer, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "import sys, pathlib\n"
@@ -208,8 +207,8 @@ def test_two_ranks_write_one_curve(tmp_path: Path) -> None:
         "trainer.fit()\n"
         "trainer.close()\n"
     )
-    launcher = [sys.executable, "-m", "composer.cli.launcher", "-n", "2", str(script), str(tmp_path / "run")]
-    done = subprocess.run(launcher, capture_output=True, text=True, timeout=180)
+    launcher = ["composer", "-n", "2", str(script), str(tmp_path / "run")]
+    done = forked.run(launcher)
     assert done.returncode == 0, done.stdout + done.stderr
     repeats = Counter(line["batch"] for line in lines(tmp_path / "run") if "loss/train/total" in line)
     assert repeats == {1: 1, 2: 1, 3: 1}

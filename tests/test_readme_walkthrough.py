@@ -10,6 +10,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from tests.conftest import REPOSITORY
+from tests.forkserver import ForkServer
 from tests.small_recipes import TARGET, make_model_and_text, run_command, smaller_commands, write_recipe
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -33,7 +34,7 @@ def commands() -> list[list[str]]:
 
 @pytest.mark.slow
 @pytest.mark.dist
-def test_shear_your_own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shear_your_own_model(forked: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     expected = make_model_and_text("mistral")
     write_recipe(
@@ -60,7 +61,7 @@ def test_shear_your_own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             "scheduler.t_warmup": "1ba",
         },
     )
-    outputs = [run_command(command) for command in commands()]
+    outputs = [run_command(command, forked) for command in commands()]
     assert sum("Dry run of " in output for output in outputs) == 1
     assert not any("not here" in output for output in outputs)  # all that the recipes name had been made by then
     assert Path("runs/mine/prune/checkpoints/latest-rank0.pt").resolve().is_dir()  # sharded

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 
 from tests.conftest import REPOSITORY
 from tests.dry_runs import make_debug_data
+from tests.forkserver import ForkServer
 
 
 def command(run: str) -> list[str]:
@@ -32,23 +32,22 @@ def result(folder: Path) -> tuple[dict[str, torch.Tensor], Any, list[int]]:
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_by_the_same_command(tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_by_the_same_command(forked: ForkServer, tmp_path: Path) -> None:
     make_debug_data(tmp_path)
     settings: dict[str, Any] = {"cwd": tmp_path, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
-    subprocess.run(command("whole"), check=True, capture_output=True, timeout=300, **settings)
+    forked.run(command("whole"), check=True, **settings)
 
     folder = tmp_path / "runs" / "debug" / "killed"
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(command("killed"), stdout=log, stderr=log, **settings)
-        latest = folder / "checkpoints" / "latest-rank0.pt"
-        while "ba30" not in latest.resolve().name:  # linked when it is complete
-            assert process.poll() is None, (tmp_path / "log").read_text()[-3000:]
-            time.sleep(0.01)
-        process.kill()
-        process.wait()
+    process = forked.start(command("killed"), **settings)
+    latest = folder / "checkpoints" / "latest-rank0.pt"
+    while "ba30" not in latest.resolve().name:  # linked when it is complete
+        assert process.poll() is None, process.read()
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
     assert not list(folder.glob("checkpoints/*ba60*"))
     (folder / "checkpoints" / "ep0-ba60-rank0.pt").write_bytes(b"cut off")  # as a kill while saving leaves it
-    subprocess.run(command("killed"), check=True, capture_output=True, timeout=300, **settings)
+    forked.run(command("killed"), check=True, **settings)
 
     weights, masks, used = result(folder)
     expected_weights, expected_masks, expected_used = result(tmp_path / "runs" / "debug" / "whole")

@@ -15,6 +15,7 @@ from llmshearing.report.collect import read_metrics
 from llmshearing.shape import ModelShape
 from tests.conftest import REPOSITORY
 from tests.dry_runs import recipe_of
+from tests.forkserver import ForkServer
 from tests.small_recipes import TARGET, make_model_and_text, run_command, smaller_commands, write_recipe
 
 NAME = "llama2-7b-to-2.7b-short"
@@ -43,7 +44,9 @@ def commands() -> list[list[str]]:
 
 @pytest.mark.slow
 @pytest.mark.dist
-def test_the_short_recipes_end_in_a_distilled_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_short_recipes_end_in_a_distilled_model(
+    forked: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     expected = make_model_and_text("llama2")
     write_recipe(
@@ -68,7 +71,7 @@ def test_the_short_recipes_end_in_a_distilled_model(tmp_path: Path, monkeypatch:
         },
     )
     for command in commands():
-        run_command(command)
+        run_command(command, forked)
     run = Path("runs") / NAME
     rotated = load_file(run / "rotated" / "model.safetensors")
     sheared = load_file(run / "sheared" / "model.safetensors")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from functools import partial
 from operator import add
 from pathlib import Path
@@ -15,6 +13,7 @@ import pytest
 import torch
 
 from tests.conftest import REPOSITORY
+from tests.forkserver import ForkServer
 
 pytestmark = pytest.mark.dist
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -25,13 +24,12 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 
 
-def run(out: Path, num_ranks: int, *, fails: bool = False, **options: Any) -> list[dict[str, Any]]:
+def run(forked: ForkServer, out: Path, num_ranks: int, *, fails: bool = False, **options: Any) -> list[dict[str, Any]]:
     """Train on ``num_ranks`` processes; what each rank recorded."""
     out.mkdir(parents=True, exist_ok=True)
-    composer = str(Path(sys.executable).with_name("composer"))
-    command = [composer, "-n", str(num_ranks), "-m", "tests.pruning.distributed_run", str(out), json.dumps(options)]
+    command = ["composer", "-n", str(num_ranks), "-m", "tests.pruning.distributed_run", str(out), json.dumps(options)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=600)
+    done = forked.run(command, cwd=REPOSITORY, env=environment, timeout=600)
     assert (done.returncode != 0) == fails, done.stdout[-4000:] + done.stderr[-4000:]
     return [torch.load(out / f"rank{rank}.pt", weights_only=True) for rank in range(num_ranks)]
 
@@ -46,40 +44,40 @@ def assert_same(first: list[dict[str, Any]], second: list[dict[str, Any]], **tol
 
 
 @pytest.fixture(scope="module")
-def one_rank(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return run(tmp_path_factory.mktemp("one"), 1)[0]
+def one_rank(forked: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return run(forked, tmp_path_factory.mktemp("one"), 1)[0]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_masks_are_identical_on_both_ranks_and_follow_the_single_rank(
-    tmp_path: Path, one_rank: dict[str, Any], layout: str
+    forked: ForkServer, tmp_path: Path, one_rank: dict[str, Any], layout: str
 ) -> None:
-    ranks = run(tmp_path, 2, **LAYOUTS[layout])
+    ranks = run(forked, tmp_path, 2, **LAYOUTS[layout])
     assert ranks[0]["sharded"] == (layout != "ddp")
     assert_same(ranks[0]["rows"], ranks[1]["rows"], rtol=0, atol=0)
     assert_same(ranks[0]["rows"][:6], one_rank["rows"][:6], rtol=1e-3, atol=1e-3)
     assert ranks[0]["losses"] == pytest.approx(one_rank["losses"], rel=5e-3)
 
 
-def test_four_ranks_follow_the_single_rank(tmp_path: Path, one_rank: dict[str, Any]) -> None:
-    ranks = run(tmp_path, 4)
+def test_four_ranks_follow_the_single_rank(forked: ForkServer, tmp_path: Path, one_rank: dict[str, Any]) -> None:
+    ranks = run(forked, tmp_path, 4)
     for other in ranks[1:]:
         assert_same(ranks[0]["rows"], other["rows"], rtol=0, atol=0)
     assert_same(ranks[0]["rows"][:6], one_rank["rows"][:6], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("layout", ["ddp", "fsdp2-full", "fsdp2-sharded"])
-def test_killed_run_resumes_to_the_same_bits(tmp_path: Path, layout: str) -> None:
-    straight = run(tmp_path / "straight", 2, **LAYOUTS[layout])
-    run(tmp_path / "killed", 2, fails=True, resumes=True, kill_at=4, **LAYOUTS[layout])
-    resumed = run(tmp_path / "killed", 2, resumes=True, **LAYOUTS[layout])
+def test_killed_run_resumes_to_the_same_bits(forked: ForkServer, tmp_path: Path, layout: str) -> None:
+    straight = run(forked, tmp_path / "straight", 2, **LAYOUTS[layout])
+    run(forked, tmp_path / "killed", 2, fails=True, resumes=True, kill_at=4, **LAYOUTS[layout])
+    resumed = run(forked, tmp_path / "killed", 2, resumes=True, **LAYOUTS[layout])
     assert resumed[0]["start"] == 4
     assert_same(resumed[0]["rows"], straight[0]["rows"][4:], rtol=0, atol=0)
     assert resumed[0]["losses"] == straight[0]["losses"][4:]
 
 
-def test_run_of_two_ranks_resumes_on_one(tmp_path: Path, one_rank: dict[str, Any]) -> None:
-    run(tmp_path, 2, fails=True, resumes=True, kill_at=4)
-    resumed = run(tmp_path, 1, resumes=True)[0]
+def test_run_of_two_ranks_resumes_on_one(forked: ForkServer, tmp_path: Path, one_rank: dict[str, Any]) -> None:
+    run(forked, tmp_path, 2, fails=True, resumes=True, kill_at=4)
+    resumed = run(forked, tmp_path, 1, resumes=True)[0]
     assert resumed["start"] == 4
     assert resumed["losses"] == pytest.approx(one_rank["losses"][4:], rel=5e-3)
