@@ -103,7 +103,9 @@ def _train(
     algorithms: list[Algorithm] = [GradientClipping("norm", 1.0)]
     if pruning is not None:
         algorithms.append(pruning)
-    if way.distillation is not None and (pruning is None or pruning.search is None):  # a search trains no weights
+    if way.distillation is not None and (
+        pruning is None or pruning.settings.search is None
+    ):  # a search trains no weights
         algorithms.append(SourceDistillation(source.model, **way.distillation))
     dynamic = source.references is not None
     trainer = Trainer(

@@ -98,7 +98,8 @@ def _calibration(data: str | Path, num_sequences: int, vocab_size: int, longest:
     decode = TokenDecoder(vocab_size=vocab_size)
     each = min(-(-num_sequences // len(domains)), sys.maxsize)
     streams = [
-        itertools.islice(batches(open_shards(name, folder), decode, name, 1), each) for name, folder in domains.items()
+        itertools.islice(batches(open_shards(name, folder)[0], decode, name, 1), each)
+        for name, folder in domains.items()
     ]
     turns = itertools.chain.from_iterable(itertools.zip_longest(*streams))
     for ids in itertools.islice((ids for ids in turns if ids is not None), min(num_sequences, sys.maxsize)):
