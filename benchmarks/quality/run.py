@@ -103,9 +103,8 @@ def _train(
     algorithms: list[Algorithm] = [GradientClipping("norm", 1.0)]
     if pruning is not None:
         algorithms.append(pruning)
-    if way.distillation is not None and (
-        pruning is None or pruning.settings.search is None
-    ):  # a search trains no weights
+    searches = pruning is not None and pruning.settings.search is not None  # which trains no weights
+    if way.distillation is not None and not searches:
         algorithms.append(SourceDistillation(source.model, **way.distillation))
     dynamic = source.references is not None
     trainer = Trainer(
