@@ -52,11 +52,16 @@ class Forked:
         return code
 
     def _await(self, timeout: float | None) -> int | None:
-        if self.returncode is None and select.select([self._connection], [], [], timeout)[0]:
+        if self.returncode is None and self._replied(timeout):
             self.returncode = int(self._replies.readline())
             self._replies.close()
             self._connection.close()
         return self.returncode
+
+    def _replied(self, timeout: float | None) -> bool:
+        poll = select.poll()  # which, unlike select, takes descriptors above 1024
+        poll.register(self._connection, select.POLLIN)
+        return bool(poll.poll(None if timeout is None else 1000 * timeout))
 
     def send_signal(self, number: int) -> None:
         """To this process alone, if it still runs."""
