@@ -13,6 +13,7 @@ import streaming.base.shared.prefix as streaming_prefix
 import torch
 from filelock import FileLock, Timeout
 from streaming.base import distributed as dist
+from streaming.base.shared import SharedMemory
 
 log = logging.getLogger(__name__)
 
@@ -62,12 +63,13 @@ def _in_place_of_streamings(bounds: type) -> Iterator[None]:
 
     Its ``Spanner`` lists the shard of every sample while it is built (8 GB for 10^9 samples). Its lock files lie in
     $TMPDIR; and a prefix that has some there is passed over, without a look at whether the run that has it uses the
-    same cache. It finds none in ``_MEMORY`` itself.
+    same cache. It finds none in ``_MEMORY`` itself. What it looked at of other runs it keeps open.
     """
     changes: list[tuple[Any, str, Any]] = [
         (streaming_dataset, "Spanner", bounds),
         (streaming_dataset, "gettempdir", _locks),
         (streaming_prefix, "gettempdir", lambda: _MEMORY),
+        (streaming_prefix, "SharedMemory", _memory),
     ]
     saved = [(module, name, vars(module)[name]) for module, name, _ in changes]
     for module, name, value in changes:
@@ -77,6 +79,11 @@ def _in_place_of_streamings(bounds: type) -> Iterator[None]:
     finally:
         for module, name, value in saved:
             vars(module)[name] = value
+
+
+def _memory(name: str, create: bool, size: int = 0) -> SharedMemory:
+    """Shared memory that is closed with its last reference; ``ShardedDataset`` closes what it made itself."""
+    return SharedMemory(name, create, size, auto_cleanup=create)
 
 
 @contextmanager

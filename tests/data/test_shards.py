@@ -6,6 +6,7 @@ import fcntl
 import gc
 import logging
 import multiprocessing
+import os
 import shutil
 import subprocess
 import sys
@@ -277,3 +278,14 @@ def test_two_runs_cannot_share_a_cache(data: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"Reused local directory.*Provide a different one"):
         open_remote(data, tmp_path / "cache")
     assert len(train(first, 4, after=mixes())) == 4
+
+
+def test_what_other_runs_have_open_is_looked_at_and_closed(data: Path) -> None:
+    others = [open_dataset(data) for _ in range(3)]
+    del others[0]  # what is opened once per process is open now
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        open_dataset(data)
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before
