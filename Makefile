@@ -9,7 +9,7 @@ UV_VERSION := 0.13.9
 # Waiting threads of torch's pool sleep instead of spinning: on a shared machine steps are up to three times faster.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help install demo debug test test-dist bench bench-convert bench-quality lint format lock clean
+.PHONY: help install demo debug test test-dist faults bench bench-convert bench-quality lint format lock clean
 
 help:
 	@echo "make install    build $(VENV) from requirements.lock"
@@ -17,6 +17,7 @@ help:
 	@echo "make debug      20 batches of pruning on tiny data, to see that everything runs: under two minutes"
 	@echo "make test       all tests"
 	@echo "make test-dist  only those that start several processes"
+	@echo "make faults     kill real work at 200 random moments, run it again, compare: about 40 minutes"
 	@echo "make bench      the benchmarks, printed as tables"
 	@echo "make bench-convert  shearing 1.3 B parameters, 13 GB of disk; SCALE=7b for Llama-2-7B, 35 GB"
 	@echo "make bench-quality  all ways to a small model, 3 seeds: 75 minutes on 2 cores, after make demo"
@@ -51,6 +52,9 @@ test: install
 
 test-dist: install
 	$(BIN)/python -m pytest -m dist
+
+faults: install
+	$(BIN)/python -m tests.faults
 
 bench: install
 	$(BIN)/python -m benchmarks.pruning_step
