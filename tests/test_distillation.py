@@ -21,6 +21,7 @@ from llmshearing import SourceDistillation, TargetedPruning
 from llmshearing.distillation import distillation_loss
 from llmshearing.errors import InputError
 from llmshearing.teacher import Teacher, common_vocabulary
+from tests.forkserver import ForkServer
 from tests.models import SIZES, make_model, token_ids
 from tests.pruning.test_distributed import run
 from tests.training import TARGET, logged, make_trainer
@@ -120,10 +121,10 @@ def test_works_with_pruning_and_stays_out_of_the_checkpoint(teacher: str, tmp_pa
 @pytest.mark.dist
 @pytest.mark.parametrize("fsdp", [None, {"state_dict_type": "sharded"}], ids=["ddp", "fsdp2"])
 def test_two_ranks_train_as_one_does_and_fsdp_shards_the_teacher(
-    teacher: str, tmp_path: Path, fsdp: dict[str, Any] | None
+    forked: ForkServer, teacher: str, tmp_path: Path, fsdp: dict[str, Any] | None
 ) -> None:
-    (one,) = run(tmp_path / "one", 1, teacher=teacher)
-    ranks = run(tmp_path / "two", 2, teacher=teacher, **({"fsdp": fsdp} if fsdp else {}))
+    (one,) = run(forked, tmp_path / "one", 1, teacher=teacher)
+    ranks = run(forked, tmp_path / "two", 2, teacher=teacher, **({"fsdp": fsdp} if fsdp else {}))
     assert [rank["teacher_sharded"] for rank in ranks] == [fsdp is not None] * 2
     assert ranks[0]["losses"][:6] == pytest.approx(one["losses"][:6], rel=1e-3)
     assert ranks[0]["divergence"] == ranks[1]["divergence"]  # of the whole batch, not of a rank's part

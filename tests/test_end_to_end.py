@@ -74,6 +74,7 @@ def test_source_prune_shear_continue_export(
             "max_seq_len=64",
             "train_loader.dataset.update_interval=3",
             "max_duration=6ba",
+            "scheduler.t_warmup=2ba",
             "eval_interval=3ba",
             "save_interval=3ba",
             "global_train_batch_size=4",

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.conftest import heed_signals
 from tests.forkserver import ForkServer
 
 # What a command can see of its process, other than which libraries are there.
@@ -56,6 +57,7 @@ def test_a_child_sees_what_a_process_of_its_own_sees(forked: ForkServer, tmp_pat
         text=True,
         start_new_session=True,
         check=True,
+        preexec_fn=heed_signals,
     )
     child = forked.run(command, cwd=tmp_path, env=environment, check=True)
     assert json.loads(child.stdout) == json.loads(fresh.stdout)
@@ -161,7 +163,9 @@ def test_a_running_command_is_signalled(forked: ForkServer) -> None:
     process.kill_group()
     assert _ends(child)
     process.kill()  # of what has ended: nothing
-    process = forked.start(["python", "-c", "import time; time.sleep(1000)"])
+    # Composer, once it has started a run in this process, has named its rank in our environment.
+    alone = {key: value for key, value in os.environ.items() if key != "RANK"}
+    process = forked.start(["python", "-c", "import time; time.sleep(1000)"], env=alone)
     os.killpg(process.pid, signal.SIGTERM)
     assert process.wait(20) == -signal.SIGTERM
 

@@ -120,7 +120,7 @@ def test_several_ranks_that_nothing_hands_the_weights_to_are_refused_at_once(
     ):
         done = train(forked, inputs, tmp_path / "run", f"model.pretrained={inputs}/0", *overrides, **environment)
         assert done.returncode != 0
-        assert "error: model.init_device is 'mixed'" in done.stdout + done.stderr
+        assert "model.init_device is 'mixed'" in done.stdout + done.stderr
         assert message in done.stdout + done.stderr
         assert "Loaded" not in done.stdout + done.stderr
         assert not (tmp_path / "run").exists()

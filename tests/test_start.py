@@ -165,7 +165,6 @@ def test_a_start_is_told(folder: Path, shapes: dict[str, tuple[int, ...]]) -> No
         ({"autoresume": False}, f"holds '{SECOND}' of another run. Set autoresume=true to go on with that"),
         ({"autoresume": False, "load_path": FIRST}, f"holds '{SECOND}' of another run"),
         ({"load_path": SECOND, "max_duration": "4ba", "save_folder": "new"}, "at 4ba and max_duration is '4ba'"),
-        ({"load_path": "s3://bucket/x", "save_folder": "new"}, "copy it to a disk first"),
         ({"load_path": "nowhere", "save_folder": "new"}, "There is no checkpoint"),
         ({"seed": 8}, "cannot go on with this recipe.*\n  - seed is 8, but it was 7"),
         ({"global_train_batch_size": 16}, "size is 16, but its 4 batches had 32 sequences: 8 each"),
@@ -185,6 +184,14 @@ def test_what_would_be_ignored_or_written_over_is_refused(
     with pytest.raises(InputError, match=message):
         find_start(recipe(folder, **changes), shapes)
     assert find_start(recipe(folder), shapes).path == str(folder / SECOND)  # nothing was removed
+
+
+def test_a_checkpoint_that_cannot_be_checked_is_loudly_told(
+    folder: Path, shapes: dict[str, tuple[int, ...]], caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = recipe(folder / "new", load_path="s3://bucket/x")
+    assert find_start(settings, shapes).path == "s3://bucket/x"
+    assert "Composer unpickles it, which runs its code" in caplog.text
 
 
 def test_weights_alone_may_come_from_any_run(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:

@@ -79,6 +79,15 @@ def shearing(checkpoint: Path, out: Path, *options: str, command: str = "shear")
             process.kill()
 
 
+def make_model_folder(folder: Path) -> list[str]:
+    """What ``--overwrite`` may replace; returns the names of its files."""
+    folder.mkdir()
+    files = ["config.json", "model.safetensors", "old"]
+    for name in files:
+        (folder / name).write_text("precious")
+    return files
+
+
 def finish(checkpoint: Path, out: Path) -> str:
     """An ordinary conversion; what it said."""
     command = [sys.executable, "-m", "llmshearing.convert", "shear", str(checkpoint), str(out)]
@@ -91,19 +100,17 @@ def finish(checkpoint: Path, out: Path) -> str:
     ("number", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130), (signal.SIGHUP, -signal.SIGHUP)]
 )
 def test_a_signal_ends_it_and_leaves_nothing(tmp_path: Path, checkpoint: Path, number: int, code: int) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old").write_text("precious")
+    files = make_model_folder(tmp_path / "out")
     with shearing(checkpoint, tmp_path / "out", "--overwrite") as process:
         process.send_signal(number)
         _, error = process.communicate(timeout=60)
     assert process.returncode == code
     assert error == f"Stopped by {signal.Signals(number).name}. Nothing is left behind.\n"
-    assert [path.name for path in tmp_path.rglob("*")] == ["out", "old"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == sorted(["out", *files])
 
 
 def test_a_signal_that_comes_too_late_finds_the_new_folder_in_place(tmp_path: Path, checkpoint: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old").write_text("replaced")
+    make_model_folder(tmp_path / "out")
     done = subprocess.run(
         [sys.executable, "-c", LATE, "shear", str(checkpoint), str(tmp_path / "out"), "--overwrite"],
         cwd=REPOSITORY,
