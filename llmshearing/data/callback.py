@@ -104,7 +104,8 @@ class DynamicBatchLoading(Callback):
             self._updated(dataset, self.reference_losses)  # refuses floors that do not fit now, not after a round
         report_exhaustion(state, dataset)
         report_cache(dataset)
-        self._log_use(state, logger, dataset)
+        if not sample:  # a resumed run has logged what it stands at
+            self._log_use(state, logger, dataset)
 
     def eval_before_all(self, state: State, logger: Logger) -> None:
         """Forget the last evaluation."""
