@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +15,7 @@ import streaming.base.shared.prefix as streaming_prefix
 import torch
 from filelock import FileLock, Timeout
 from streaming.base import distributed as dist
+from streaming.base.constant import LOCALS
 from streaming.base.shared import SharedMemory
 
 log = logging.getLogger(__name__)
@@ -20,6 +23,7 @@ log = logging.getLogger(__name__)
 # Where Linux has its shared memory: of one host or container, as the memory is. $TMPDIR may be one per job, so that its
 # locks keep nobody out, or one for several nodes, so that they keep out whom the run waits for.
 _MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else "/tmp"
+_NAME = re.compile(r"(\d{6})_(\w+)")  # of shared memory of streaming's
 _TURN = 120  # seconds to wait for other runs that open data
 
 
@@ -63,13 +67,15 @@ def _in_place_of_streamings(bounds: type) -> Iterator[None]:
 
     Its ``Spanner`` lists the shard of every sample while it is built (8 GB for 10^9 samples). Its lock files lie in
     $TMPDIR; and a prefix that has some there is passed over, without a look at whether the run that has it uses the
-    same cache. It finds none in ``_MEMORY`` itself. What it looked at of other runs it keeps open.
+    same cache. It finds none in ``_MEMORY`` itself. What it looked at of other runs it keeps open. And it looks for
+    runs that use the same cache up to the first prefix without one, which a killed run may have left in the midst.
     """
     changes: list[tuple[Any, str, Any]] = [
         (streaming_dataset, "Spanner", bounds),
         (streaming_dataset, "gettempdir", _locks),
         (streaming_prefix, "gettempdir", lambda: _MEMORY),
         (streaming_prefix, "SharedMemory", _memory),
+        (streaming_prefix, "_each_prefix_int", _prefixes),
     ]
     saved = [(module, name, vars(module)[name]) for module, name, _ in changes]
     for module, name, value in changes:
@@ -79,6 +85,15 @@ def _in_place_of_streamings(bounds: type) -> Iterator[None]:
     finally:
         for module, name, value in saved:
             vars(module)[name] = value
+
+
+def _prefixes() -> Iterator[int]:
+    """The numbers of other runs, then those that nobody has."""
+    found = [match for name in sorted(os.listdir(_MEMORY)) if (match := _NAME.fullmatch(name)) is not None]
+    for match in found:
+        if match[2] == LOCALS and os.path.exists(os.path.join(_MEMORY, match[0])):  # runs may end meanwhile
+            yield int(match[1])
+    yield from itertools.count(int(found[-1][1]) + 1 if found else 0)
 
 
 def _memory(name: str, create: bool, size: int = 0) -> SharedMemory:

@@ -95,13 +95,11 @@ def test_an_exception_ends_the_run(job: dict[str, Any], data: Path, tmp_path: Pa
     assert_nothing_is_left(out, data)
 
 
-def test_ranks_go_on_together_where_their_turn_does_not_come(
-    job: dict[str, Any], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    job = {**job, "duration": "5ba", "turn": 1.0, "loader": {"num_workers": 0}}
+def test_ranks_go_on_together_where_their_turn_does_not_come(job: dict[str, Any], data: Path, tmp_path: Path) -> None:
+    job = {**job, "duration": "5ba", "turn": 1.0, "memory": str(tmp_path), "loader": {"num_workers": 0}}
     out = tmp_path / "run"
-    lock = tmp_path / f"llmshearing-{os.getuid()}.lock"
+    lock = tmp_path / f"llmshearing-{os.getuid()}" / "opening.lock"
+    lock.parent.mkdir()
     with lock.open("w") as hanging_run:
         fcntl.flock(hanging_run, fcntl.LOCK_EX)
         launcher = start(2, out, **job)

@@ -280,6 +280,14 @@ def test_two_runs_cannot_share_a_cache(data: Path, tmp_path: Path) -> None:
     assert len(train(first, 4, after=mixes())) == 4
 
 
+def test_what_a_killed_run_left_does_not_hide_those_after_it(data: Path, tmp_path: Path) -> None:
+    killed, first = open_dataset(data), open_remote(data, tmp_path / "cache")
+    Path(f"/dev/shm/{killed._shm_prefix_int:06}_locals").unlink()
+    with pytest.raises(InputError, match=r"Reused local directory.*Provide a different one"):
+        open_remote(data, tmp_path / "cache")
+    assert first._shm_prefix_int > killed._shm_prefix_int
+
+
 def test_what_other_runs_have_open_is_looked_at_and_closed(data: Path) -> None:
     others = [open_dataset(data) for _ in range(3)]
     del others[0]  # what is opened once per process is open now

@@ -107,6 +107,7 @@ def main() -> None:
     out = Path(job.pop("out"))
     recorder = Recorder(**job.pop("recorder", {}))
     opening._TURN = job.pop("turn", opening._TURN)
+    opening._MEMORY = job.pop("memory", opening._MEMORY)
     dist.initialize_dist(get_device("cpu"), timeout=60)
     data = Path(job.pop("train_data")), Path(job.pop("eval_data"))
     trainer = make_trainer(*data, recorder, **job)
