@@ -103,9 +103,14 @@ def _override(config: DictConfig, override: str) -> DictConfig:
             whole = ".".join(parts[:depth])
             raise InputError(f"'{override}': {whole} is {value!r}, which has no keys; set it whole, as {whole}=...")
     try:
-        return OmegaConf.merge(config, OmegaConf.from_dotlist([override]))  # type: ignore[return-value]
+        given = OmegaConf.from_dotlist([override])
+        if missing := OmegaConf.missing_keys(given):  # which a merge leaves as they were
+            raise InputError(f"'{override}': ??? stands for a value that is missing. Give {min(missing)} one.")
+        return OmegaConf.merge(config, given)  # type: ignore[return-value]
     except yaml.YAMLError as error:
         raise InputError(f"'{override}' has a value that is not YAML: {_reason(error)}") from error
+    except InputError:
+        raise
     except (OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"'{override}' cannot be applied: {one_line(error)}") from error
 
