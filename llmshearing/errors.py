@@ -73,10 +73,10 @@ def below(section: str, keys: Container[str]) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        name = re.match(r"\w*", str(error))
-        if name is None or name[0] not in keys:
+        unknown, name, rest = re.findall(r"(?s)\A(Unknown |)(\w*)(.*)", str(error))[0]
+        if name not in keys:
             raise
-        raise type(error)(f"{section}.{error}") from error
+        raise type(error)(f"{unknown}{section}.{name}{rest}") from error
 
 
 def one_line(text: object) -> str:
