@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 
@@ -65,6 +65,18 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
         if error.filename is None:
             error.filename = os.fspath(path)
         raise
+
+
+@contextmanager
+def below(section: str, keys: Container[str]) -> Iterator[None]:
+    """Let an :class:`InputError` that begins with one of ``keys`` name it as a recipe does, below ``section``."""
+    try:
+        yield
+    except InputError as error:
+        unknown, name, rest = re.findall(r"(?s)\A(Unknown |)(\w*)(.*)", str(error))[0]
+        if name not in keys:
+            raise
+        raise type(error)(f"{unknown}{section}.{name}{rest}") from error
 
 
 def one_line(text: object) -> str:

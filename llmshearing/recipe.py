@@ -103,11 +103,21 @@ def _override(config: DictConfig, override: str) -> DictConfig:
             whole = ".".join(parts[:depth])
             raise InputError(f"'{override}': {whole} is {value!r}, which has no keys; set it whole, as {whole}=...")
     try:
-        return OmegaConf.merge(config, OmegaConf.from_dotlist([override]))  # type: ignore[return-value]
+        given = OmegaConf.from_dotlist([override])
+        if _lacks(OmegaConf.to_container(given)):  # a merge would leave what was there
+            raise InputError(f"'{override}': ??? stands for a value that is missing. Give {key} one.")
+        return OmegaConf.merge(config, given)  # type: ignore[return-value]
     except yaml.YAMLError as error:
         raise InputError(f"'{override}' has a value that is not YAML: {_reason(error)}") from error
+    except InputError:
+        raise
     except (OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"'{override}' cannot be applied: {one_line(error)}") from error
+
+
+def _lacks(value: Any) -> bool:
+    """Whether a value is omegaconf's ``???`` for a missing one, or a mapping with one."""
+    return value == "???" or (isinstance(value, dict) and any(map(_lacks, value.values())))
 
 
 def _check(recipe: dict[str, Any], path: str | Path) -> dict[str, Any]:

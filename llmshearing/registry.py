@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from llmshearing.component_settings import check_arguments
-from llmshearing.errors import InputError, one_line, unknown_name
+from llmshearing.errors import InputError, below, one_line, unknown_name
 
 # Names are LLM Foundry's where it has the same thing, so that one recipe runs under either trainer.
 COMPONENTS: dict[str, dict[str, str]] = {
@@ -93,7 +93,8 @@ def build(kind: str, name: str, settings: Mapping[str, Any] | None, **given: Any
             raise InputError(f"{above}.{key} is empty; give it a value, or leave it out for its default.")
     check_arguments(where, above, settings)
     try:
-        return make(**given, **settings)
+        with below(above, parameters):
+            return make(**given, **settings)
     except (InputError, OSError, AssertionError):  # the last is a mistake of ours
         raise
     except ImportError as error:

@@ -46,7 +46,8 @@ class ModelShape:
         """Read the shape from a ``transformers`` config.
 
         Raises:
-            InputError: the config's ``model_type`` is not of the LLaMA family, or a size is no whole number above 0.
+            InputError: the config's ``model_type`` is not of the LLaMA family, a size is no whole number above 0, or
+                ``head_dim`` is odd.
         """
         family = FAMILIES.get(config.model_type) if isinstance(config.model_type, str) else None
         if family is None:
@@ -57,6 +58,9 @@ class ModelShape:
         groups = _size(config, "num_key_value_heads", heads)
         if heads % groups:
             raise InputError(f"num_attention_heads is {heads}, not a multiple of num_key_value_heads, {groups}.")
+        head_dim = _size(config, "head_dim", hidden // heads)
+        if head_dim % 2:
+            raise InputError(f"head_dim is {head_dim}; rotary positions turn pairs, so it must be even.")
         extras = {
             name: bool(getattr(config, switch, False) if isinstance(switch, str) else switch)
             for name, switch in family.items()
@@ -67,7 +71,7 @@ class ModelShape:
             num_hidden_layers=_size(config, "num_hidden_layers"),
             num_attention_heads=heads,
             num_key_value_heads=groups,
-            head_dim=_size(config, "head_dim", hidden // heads),
+            head_dim=head_dim,
             vocab_size=_size(config, "vocab_size"),
             tie_word_embeddings=bool(config.tie_word_embeddings),
             **extras,

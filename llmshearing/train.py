@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llmshearing.devices import check_device, parallelism
 from llmshearing.dry_run.checks import check
-from llmshearing.dry_run.parts import Findings, check_length
+from llmshearing.dry_run.parts import Findings, check_length, open_data
 from llmshearing.dry_run.report import dry_run
 from llmshearing.errors import InputError, cli, naming, one_line
 from llmshearing.fileio import write_text
@@ -45,7 +45,7 @@ _PASSED_ON = (
 def build_trainer(recipe: dict[str, Any]) -> Trainer | None:
     """Build everything that a recipe describes.
 
-    All that a dry run checks comes first, then the checkpoint to start from and the data, and weights last.
+    All that a dry run checks comes first, data included, then the checkpoint to start from, and weights last.
 
     Args:
         recipe: complete, from :func:`~llmshearing.recipe.load_recipe`.
@@ -61,13 +61,16 @@ def build_trainer(recipe: dict[str, Any]) -> Trainer | None:
     dist.initialize_dist(device, timeout=recipe["dist_timeout"])
     findings = Findings()
     checked = check(recipe, num_devices=dist.get_world_size(), findings=findings)
+    if findings.problems:  # say at once what is wrong with the data, too
+        with findings.collect():
+            open_data(recipe, checked.tokenizer, findings)
     findings.refuse()
+    tokenizer = load_tokenizer(recipe["tokenizer"], recipe["max_seq_len"])
+    train_loader, evaluators = _build_data(recipe, tokenizer, findings)
     start = _start(recipe, checked.tensors)
     if start.finished:
         log.warning("Run '%s' is finished: '%s' is at %s.", recipe["run_name"], start.path, recipe["max_duration"])
         return None
-    tokenizer = load_tokenizer(recipe["tokenizer"], recipe["max_seq_len"])
-    train_loader, evaluators = _build_data(recipe, tokenizer, findings)
     algorithms, callbacks, loggers = (_build_all(recipe, kind) for kind in ("algorithms", "callbacks", "loggers"))
     seed_all(recipe["seed"])  # the Trainer does so too, but after random weights have been drawn
     model = _build(recipe, "model", tokenizer=tokenizer)

@@ -213,7 +213,7 @@ def _read_losses(source: Mapping[str, float] | str | Path | None) -> dict[str, f
             )
     settings.by_domain("reference_losses", losses, "{web: 2.1, books: 2.4}, or as the path of a file that has them")
     for domain, loss in losses.items():
-        settings.number(f"reference_losses.{domain}", loss, least=-math.inf)
+        settings.number(f"reference_losses.{domain}", loss)
     return dict(losses)
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llmshearing.data.dataset import DynamicStreamingDataset
 from llmshearing.data.settings import flag, number, whole
-from llmshearing.errors import InputError, unknown_name
+from llmshearing.errors import InputError, below, unknown_name
 
 
 class DynamicDataLoader(DataLoader):
@@ -89,8 +89,10 @@ def build_dynamic_streaming_dataloader(
     workers: dict[str, Any] = (
         {"prefetch_factor": prefetch_factor, "persistent_workers": persistent_workers} if num_workers else {}
     )
+    with below("dataset", settings):
+        data = DynamicStreamingDataset(**settings, batch_size=device_batch_size)
     loader = DynamicDataLoader(
-        DynamicStreamingDataset(**settings, batch_size=device_batch_size),
+        data,
         batch_size=device_batch_size,
         num_workers=num_workers,
         drop_last=drop_last,

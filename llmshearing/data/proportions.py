@@ -113,9 +113,9 @@ def distribution(proportions: ArrayLike) -> NDArray[np.float64]:
     """
     array = _numbers("proportions", proportions)
     if array.ndim != 1 or not len(array) or not np.isfinite(array).all() or (array < 0).any():
-        raise InputError(f"Proportions must be a row of numbers of at least 0, not {array.tolist()}.")
+        raise InputError(f"proportions must be a row of numbers of at least 0, not {array.tolist()}.")
     if abs(array.sum() - 1.0) > 1e-3:
-        raise InputError(f"Proportions must sum to 1, but {array.tolist()} sum to {array.sum():g}.")
+        raise InputError(f"proportions must sum to 1, but {array.tolist()} sum to {array.sum():g}.")
     return array / array.sum()
 
 

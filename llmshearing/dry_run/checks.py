@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -47,6 +48,8 @@ def check(recipe: dict[str, Any], *, num_devices: int, findings: Findings) -> Ch
             findings.problems.append(problem)
     if (unwritable := folder_problem(recipe["save_folder"])) is not None:
         findings.problems.append(unwritable)
+    if (path := recipe["load_path"]) is not None and "://" not in path and not Path(path).exists():
+        findings.absent.append(f"checkpoint '{path}' of load_path: what it holds is not checked")
     model = parts.build_model(recipe["model"], findings)
     source = ModelShape.from_hf_config(model.model.config)
     assert sum(parameter.numel() for parameter in model.parameters()) == source.num_parameters()

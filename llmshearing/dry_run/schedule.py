@@ -67,6 +67,12 @@ def problems(recipe: dict[str, Any], *, num_devices: int) -> Iterator[str]:
 def _pruning_problems(pruning: dict[str, Any], recipe: dict[str, Any], duration: float) -> Iterator[str]:
     section, search = "algorithms.targeted_pruning", pruning.get("search")
     longest, what = duration, f"training has only {duration:g}"
+    for key in ("search", "warmup"):
+        if str(pruning.get(key)).endswith("dur") and not recipe["max_duration"].endswith("ba"):
+            yield (
+                f"{section}.{key} is '{pruning[key]}', a share of the run, but max_duration is "
+                f"'{recipe['max_duration']}'. Give one in batches."
+            )
     if search is not None:
         longest = batches(search, recipe, f"{section}.search")
         what = f"the search for units has only {longest:g}"

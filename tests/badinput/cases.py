@@ -23,7 +23,6 @@ max_seq_len={a: 1} => max_seq_len
 tokenizer=runs/debug/tokenizer => tokenizer | name
 tokenizer=5 => tokenizer | 5
 tokenizer.name=5 => tokenizer | 5
-tokenizer.name=runs/nowhere => tokenizer | 'runs/nowhere'
 tokenizer.names=a => tokenizer | names | name
 tokenizer.kwargs=5 => tokenizer.kwargs | 5
 model=composer_llama => model | name
@@ -61,9 +60,7 @@ train_loader.dataset=null => dataset
 train_loader.dataset.locl=x => locl | local
 train_loader.dataset.local=5 => local | 5
 train_loader.dataset.local=[] => local | []
-train_loader.dataset.proportions=half => proportions | half
 train_loader.dataset.proportions=[0.5, 0.5] => proportions | [0.5, 0.5]
-train_loader.dataset.proportions={} => proportions
 train_loader.dataset.proportions.code=half => proportions | code | 'half'
 train_loader.dataset.proportions.code=-0.5 => proportions | -0.5
 train_loader.dataset.proportions.code=nan => proportions | nan
@@ -117,10 +114,8 @@ algorithms=5 => algorithms | 5
 algorithms=[targeted_pruning] => algorithms | targeted_pruning
 algorithms.pruning={} => pruning | targeted_pruning
 algorithms.targeted_pruning=5 => targeted_pruning | 5
-algorithms.targeted_pruning={} => targeted_pruning | target
 algorithms.targeted_pruning.target=2.7b => target | '2.7b'
 algorithms.targeted_pruning.target=[1] => target | [1]
-algorithms.targeted_pruning.target={} => target
 algorithms.targeted_pruning.target.hidden=32 => hidden | hidden_size
 algorithms.targeted_pruning.target.hidden_size=big => hidden_size | 'big'
 algorithms.targeted_pruning.target.hidden_size=0 => hidden_size | 0
@@ -138,6 +133,8 @@ algorithms.targeted_pruning.warmup=soon => targeted_pruning | warmup | 'soon'
 algorithms.targeted_pruning.warmup=-5ba => targeted_pruning | warmup | '-5ba'
 algorithms.targeted_pruning.warmup=30ba => targeted_pruning | warmup | 30 | 20
 algorithms.targeted_pruning.warmup=5 => targeted_pruning | warmup | 5
+algorithms.targeted_pruning.warmup=0.2dur | max_duration=81920tok => targeted_pruning.warmup | '0.2dur' | '81920tok'
+algorithms.targeted_pruning.search=0.5dur | max_duration=640sp => targeted_pruning.search | '0.5dur' | '640sp'
 algorithms.targeted_pruning.warmupp=5ba => warmupp | warmup
 algorithms.targeted_pruning.seed=abc => targeted_pruning | seed | 'abc'
 algorithms.targeted_pruning.compat=old => targeted_pruning | compat | 'old'
@@ -146,7 +143,6 @@ algorithms.gradient_clipping.clipping_threshold=-1 => gradient_clipping | clippi
 algorithms.gradient_clipping.clipping_threshold=high => gradient_clipping | clipping_threshold | high
 algorithms.gradient_clipping=null => gradient_clipping
 algorithms.source_distillation={} => source_distillation
-algorithms.source_distillation.teacher=runs/nowhere => source_distillation | runs/nowhere
 algorithms.source_distillation.teacher=5 => source_distillation | 5
 algorithms.source_distillation={teacher: runs/nowhere, weight: half} => source_distillation | weight | 'half'
 callbacks=5 => callbacks | 5
@@ -156,10 +152,7 @@ callbacks.speed_monitor=5 => speed_monitor | 5
 callbacks.speed_monitor.window=5 => speed_monitor | window | window_size
 callbacks.speed_monitor.window_size=many => speed_monitor | window_size | many
 callbacks.dynamic_batch_loading=5 => dynamic_batch_loading | 5
-callbacks.dynamic_batch_loading={} => dynamic_batch_loading | reference_losses
-callbacks.dynamic_batch_loading.reference_losses=runs/no.json => reference_losses | runs/no.json
 callbacks.dynamic_batch_loading.reference_losses=5 => reference_losses | 5
-callbacks.dynamic_batch_loading.reference_losses={code: 2.0} => reference_losses | manual
 callbacks.dynamic_batch_loading.reference_losses.code=low => reference | code | 'low'
 callbacks.dynamic_batch_loading.reference_losses.code=nan => reference | code | nan
 callbacks.dynamic_batch_loading.reference_losses.code=-1 => reference | code | -1
@@ -219,7 +212,6 @@ save_folder=debug.yaml/checkpoints => debug.yaml
 save_num_checkpoints_to_keep=many => save_num_checkpoints_to_keep | 'many'
 save_num_checkpoints_to_keep=-2 => save_num_checkpoints_to_keep | -2
 save_overwrite=perhaps => save_overwrite | 'perhaps'
-load_path=runs/nowhere.pt => load_path | runs/nowhere.pt
 load_path=5 => load_path | 5
 load_weights_only=2 => load_weights_only | 2
 autoresume=yes_please => autoresume | 'yes_please'
@@ -235,7 +227,6 @@ console_log_interval=0ba => console_log_interval | '0ba'
 python_log_level=loud => python_log_level | 'loud'
 python_log_level=5 => python_log_level | 5
 variables=5 => variables
-variables.data=runs/nowhere | variables.run= => variables
 seed.x=1 => seed
 train_loader.dataset.local.x=1 => local
 run_name=${variables.nothing} => nothing
@@ -243,6 +234,16 @@ run_name=??? => run_name
 sede=1 => sede | seed
 noequals => noequals | key=value
 =5 => =5
+"""
+
+# Files that are not there: a dry run, which may be on another machine, says so and goes on; training refuses.
+ABSENT = """
+tokenizer.name=runs/nowhere => 'runs/nowhere'
+train_loader.dataset.proportions=half => 'half'
+algorithms.source_distillation.teacher=runs/nowhere => 'runs/nowhere'
+callbacks.dynamic_batch_loading.reference_losses=runs/no.json => 'runs/no.json'
+load_path=runs/nowhere.pt => 'runs/nowhere.pt'
+variables.data=runs/nowhere => 'runs/nowhere
 """
 
 # Settings of the dry run alone.
@@ -289,7 +290,8 @@ shear runs/debug out => runs/debug
 shear nowhere.pt out --dtype float8 => float8 | float32
 shear nowhere.pt out --max-shard-size big => big | 500MB
 shear nowhere.pt out --max-shard-size 5 => '5' | 500MB
-shear nowhere.pt out --max-shard-size -5GB => -5GB
+shear nowhere.pt out --max-shard-size -5GB => --max-shard-size
+shear nowhere.pt out --max-shard-size=-5GB => -5GB
 shear nowhere.pt out --max-shard-size nanGB => nanGB
 shear nowhere.pt out --max-shard-size infGB => infGB
 shear nowhere.pt out --overwritten => overwritten
@@ -297,7 +299,7 @@ export nowhere.pt out => nowhere.pt
 export empty out => empty
 export debug.yaml out => debug.yaml
 export runs/debug out => runs/debug
-export nowhere.pt debug.yaml => nowhere.pt
+export nowhere.pt debug.yaml => debug.yaml
 rotate => model
 rotate runs/nowhere out --data runs/debug/data => runs/nowhere
 rotate model out => --data
@@ -318,7 +320,6 @@ reference eval model runs/debug/data --batch-size 0 => 0
 reference eval model runs/debug/data --batch-size -1 => -1
 reference eval model runs/debug/data --batch-size some => some
 reference eval model runs/debug/data --dtype float8 => float8
-reference eval model runs/debug/data --out nowhere/losses.json => nowhere
 reference eval model runs/debug/data --out runs => runs
 reference eval runs/debug/tokenizer runs/debug/data => runs/debug/tokenizer
 reference fit => LOSSES
@@ -341,7 +342,7 @@ prepare corpus out GOOD --seq-len -128 => seq-len | -128
 prepare corpus out GOOD --seq-len long => seq-len | long
 prepare corpus out GOOD --eval-sequences -1 => eval-sequences | -1
 prepare corpus out GOOD --eval-sequences many => eval-sequences | many
-prepare corpus out GOOD --eval-sequences 99999999 => 99999999
+prepare corpus out GOOD --eval-sequences 99999999 => --eval-sequences | 'code'
 prepare corpus out GOOD --workers 0 => workers | 0
 prepare corpus out GOOD --workers -1 => workers | -1
 prepare corpus out GOOD --max-bad-share nan => bad-share | nan
