@@ -16,10 +16,6 @@ from llmshearing.shape import FAMILIES, ModelShape
 _LIKE = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "vocab_size": 32000}
 
 
-# What a config may hold besides its model's own settings, as `to_dict` and `save_pretrained` write it.
-_WRITTEN = ("head_dim", "torch_dtype", "transformers_version", "_attn_implementation_autoset")
-
-
 def check_expected(config: PretrainedConfig, expected: Mapping[str, Any], where: str) -> None:
     """Refuse a config that differs from what a recipe was written for.
 
@@ -80,10 +76,10 @@ def make_config(config: Mapping[str, Any] | str) -> PretrainedConfig:
     model_type = values.pop("model_type", "llama")
     _check_model_type(model_type, "in model.config")
     made = AutoConfig.for_model(model_type)
-    known = {name: value for name, value in vars(made).items() if not name.startswith("_")}
+    known = {"head_dim": None, **vars(made), **made.to_dict()}  # the latter is what config.json holds
     for name, value in values.items():
-        if name not in known and name not in _WRITTEN and name not in vars(made):
-            raise unknown_name("model config key", name, known)
+        if name not in known:
+            raise unknown_name("model config key", name, (name for name in known if not name.startswith("_")))
         _check_kind(f"model.config.{name}", value, known.get(name))
     # Built again from all values at once: a config derives some (head_dim, KV heads) from others.
     try:
