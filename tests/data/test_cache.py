@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import tempfile
@@ -141,40 +140,6 @@ def test_eval_shards_are_checked_and_fetched_again(
     source.write_bytes(source.read_bytes()[:200])
     with pytest.raises(InputError, match="shard.00001.mds' is damaged: 'shard.00001.mds' has 200 bytes"):
         EvalDataset("web", str(remote / "web"))
-
-
-def _open(folder: str, root: Path, barrier: Any, results: Any) -> None:
-    tempfile.tempdir = folder  # as TMPDIR of a job of its own does
-    for _ in range(6):
-        barrier.wait()
-        try:
-            dataset = open_dataset(root)
-            results.put(dataset._shm_prefix_int)
-        except BaseException as error:
-            dataset = None
-            results.put(f"{type(error).__name__}: {error}")
-        barrier.wait()
-        del dataset
-
-
-def test_runs_with_temporary_folders_of_their_own_do_not_collide(data: Path, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    runs = 3
-    barrier, results = context.Barrier(runs, timeout=60), context.Queue()
-    processes = [
-        context.Process(target=_open, args=(str(tmp_path / str(run)), data, barrier, results)) for run in range(runs)
-    ]
-    for process in processes:
-        process.start()
-    try:
-        for _ in range(6):
-            prefixes = [results.get(timeout=60) for _ in processes]
-            assert all(isinstance(prefix, int) for prefix in prefixes), prefixes
-            assert len(set(prefixes)) == runs
-    finally:
-        for process in processes:
-            process.join(10)
-            process.kill()
 
 
 def test_locks_lie_where_the_memory_does(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -62,7 +63,8 @@ def test_bounds_say_what_spanner_says() -> None:
             bounds[outside]
 
 
-def _open(root: Path, barrier: Barrier, results: Queue[str], times: int) -> None:
+def _open(root: Path, folder: Path, barrier: Barrier, results: Queue[str], times: int) -> None:
+    tempfile.tempdir = str(folder)  # as TMPDIR of a job of its own does
     for _ in range(times):
         barrier.wait()
         dataset = open_dataset(root)
@@ -72,11 +74,12 @@ def _open(root: Path, barrier: Barrier, results: Queue[str], times: int) -> None
         gc.collect()
 
 
-def test_runs_that_start_together_do_not_collide(data: Path) -> None:
+def test_runs_that_start_together_do_not_collide(data: Path, tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")  # a fork would inherit this process's process group, not its threads
     runs, times = 3, 3
     barrier, results = context.Barrier(runs, timeout=60), context.Queue()
-    processes = [context.Process(target=_open, args=(data, barrier, results, times)) for _ in range(runs)]
+    folders = [tmp_path / str(run) for run in range(runs)]
+    processes = [context.Process(target=_open, args=(data, folder, barrier, results, times)) for folder in folders]
     for process in processes:
         process.start()
     try:
