@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -16,14 +17,14 @@ _SHOWN = 200  # characters of a value that a message repeats
 _UNITS = {"ba": "batches", "sp": "samples", "tok": "tokens", "dur": "share of the run"}
 
 
-class Kind:
+class Kind(ABC):
     """What a value may be. ``expected`` completes "it must be ..."."""
 
     expected: str
 
+    @abstractmethod
     def fits(self, value: Any) -> bool:
         """Whether ``value`` is of this kind."""
-        raise NotImplementedError
 
     def hint(self, value: Any) -> str:
         """What may have been meant, as a sentence with a space before it, or nothing."""

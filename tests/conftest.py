@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,17 @@ def forked() -> Iterator[ForkServer]:
     server = ForkServer()
     yield server
     server.close()
+
+
+@contextmanager
+def no_more_than(size: int) -> Iterator[None]:
+    """Writing more than so many bytes to a file fails, as on a full disk; also in processes started here."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def heed_signals() -> None:

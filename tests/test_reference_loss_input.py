@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import resource
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmshearing.reference_loss.__main__ import main
+from tests.conftest import no_more_than
 from tests.test_reference_loss import LLAMA2, write_domain
 
 SEQUENCE = 16
@@ -142,17 +140,6 @@ def test_where_nothing_can_be_written_is_found_out_before_the_work(
     error = refused([command, *rest, "--out", place], capsys)
     assert re.search("Cannot write|is no file", error), error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
-
-
-@contextmanager
-def no_more_than(size: int) -> Iterator[None]:
-    """Writing more than so many bytes to a file fails, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_result_that_cannot_be_written_in_the_end_is_on_stdout(

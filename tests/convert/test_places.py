@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,19 +13,9 @@ from llmshearing.convert import commands
 from llmshearing.convert.__main__ import main
 from llmshearing.convert.commands import shear
 from llmshearing.errors import InputError
+from tests.conftest import no_more_than
 from tests.convert.checkpoints import changed, sharded
 from tests.convert.test_broken import poison
-
-
-@contextmanager
-def small_files(size: int = 20_000) -> Iterator[None]:
-    """Writing more to a file fails, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def model_folder(path: Path) -> Path:
@@ -125,7 +113,7 @@ def test_of_two_at_once_one_is_told(tmp_path: Path, checkpoint: Path, monkeypatc
 
 
 def test_full_disk(tmp_path: Path, checkpoint: Path, refused: Callable[..., str]) -> None:
-    with small_files():
+    with no_more_than(20_000):
         error = refused(checkpoint, out=tmp_path / "above" / "out")
     assert error == f"error: Cannot write '{tmp_path / 'above' / 'out'}': File too large. Nothing was left behind.\n"
 

@@ -15,7 +15,7 @@ from llmshearing.convert import rotate as rotation
 from llmshearing.convert.__main__ import main
 from llmshearing.convert.rotate import rotate
 from llmshearing.errors import InputError
-from tests.convert.test_places import small_files
+from tests.conftest import no_more_than
 from tests.convert.tokenizers import make_tokenizer
 from tests.models import SIZES, make_config, make_model, token_ids
 
@@ -113,7 +113,7 @@ def test_full_disk_leaves_nothing(data: Path, tmp_path: Path, size: int) -> None
     tokenizer = tmp_path / "model" / "tokenizer.json"
     tokenizer.write_text(tokenizer.read_text().replace("{", "{" + " " * 200_000, 1))
     assert 60_000 < (tmp_path / "model" / "model.safetensors").stat().st_size < 600_000
-    with small_files(size), pytest.raises(InputError, match="Cannot write '.*out': .*Nothing was left behind"):
+    with no_more_than(size), pytest.raises(InputError, match="Cannot write '.*out': .*Nothing was left behind"):
         rotate(str(tmp_path / "model"), tmp_path / "out", data=data)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "model"]
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import resource
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyarrow
@@ -14,6 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from data_prep import debug_corpus, demo_corpus, prepare, train_tokenizer
+from tests.conftest import no_more_than
 
 WriteJsonl = Callable[..., Path]
 
@@ -149,17 +148,6 @@ def test_files_that_hold_no_documents_are_named(
         (tmp_path / "in" / "d" / name).write_bytes(content)
     error = refused(prepare.main, command(tmp_path / "in", tmp_path / "out", sentencepiece_model), capsys)
     assert re.search(message, error), error
-
-
-@contextmanager
-def no_more_than(size: int) -> Iterator[None]:
-    """Writing more than so many bytes to a file fails, as on a full disk; also in processes started here."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("size", [30_000, 150_000], ids=["tokenizing", "packing"])
