@@ -10,6 +10,20 @@ from typing import Any
 from llmshearing.errors import InputError
 
 
+def is_whole(value: Any) -> bool:
+    """Whether ``value`` is a whole number, and no boolean."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def finite(value: Any) -> float:
+    """``value`` as a float; NaN for all that is no finite number, a whole one beyond all floats too."""
+    try:
+        found = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        return math.nan
+    return found if math.isfinite(found) else math.nan
+
+
 def number(name: str, value: Any, rule: str, *, within: Callable[[float], bool]) -> float:
     """A finite number for which ``within`` holds.
 
@@ -22,17 +36,14 @@ def number(name: str, value: Any, rule: str, *, within: Callable[[float], bool])
     Raises:
         InputError: it is something else.
     """
-    try:
-        found = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-    except OverflowError:  # a whole number beyond all floats
-        found = math.nan
-    if not math.isfinite(found) or not within(found):
+    found = finite(value)
+    if math.isnan(found) or not within(found):
         raise InputError(f"{name} is {value!r}; {rule}.")
     return found
 
 
 def whole(name: str, value: Any, rule: str, *, least: int) -> int:
     """A whole number of at least ``least``. Arguments and errors as for :func:`number`."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+    if not is_whole(value) or value < least:
         raise InputError(f"{name} is {value!r}; {rule}.")
     return int(value)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from numbers import Integral, Real
 from typing import Any
 
+from llmshearing.arguments import finite, is_whole
 from llmshearing.errors import InputError
 
 
@@ -16,7 +16,7 @@ def whole(key: str, value: Any, *, least: int = 0) -> None:
     Raises:
         InputError: it is not.
     """
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+    if not is_whole(value) or value < least:
         raise InputError(f"{key}: {value!r} is not a whole number of at least {least}. Set it to one.")
 
 
@@ -26,8 +26,8 @@ def number(key: str, value: Any, *, least: float = 0.0, most: float = math.inf, 
     Raises:
         InputError: it is not.
     """
-    fits = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not fits or not least <= value <= most or (above and value == least):
+    found = finite(value)
+    if not least <= found <= most or (above and found == least):
         span = "" if least == -math.inf else f" {'above' if above else 'of at least'} {least:g}"
         span += f" and at most {most:g}" if most < math.inf else ""
         raise InputError(f"{key}: {value!r} is not a finite number{span}. Set it to one.")

@@ -24,6 +24,18 @@ def dense_checkpoint(checkpoint: Path) -> Path:
     return changed(checkpoint, checkpoint.parent / "dense.pt", lambda content: content["state"].update(algorithms=[]))
 
 
+def refusal(capsys: pytest.CaptureFixture[str]) -> str:
+    """What the command says, which must be one line of error."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error
+
+
 @pytest.fixture
 def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Convert by the command line, which must fail in the right way; returns its message."""
@@ -33,13 +45,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         monkeypatch.setattr(
             sys, "argv", ["convert", command, str(checkpoint), str(tmp_path / "out" if out is None else out), *options]
         )
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        error = capsys.readouterr().err
-        assert stopped.value.code == 2
-        assert error.startswith("error: ")
-        assert error.count("\n") == 1
+        error = refusal(capsys)
         assert sorted(tmp_path.rglob("*")) == before
         return error
 

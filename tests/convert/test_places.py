@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from llmshearing.convert import commands
-from llmshearing.convert.__main__ import main
 from llmshearing.convert.commands import shear
 from llmshearing.errors import InputError
 from tests.conftest import no_more_than
 from tests.convert.checkpoints import changed, sharded
+from tests.convert.conftest import refusal
 from tests.convert.test_broken import poison
 
 
@@ -138,13 +138,7 @@ def test_a_command_that_is_wrong_is_one_line(
 ) -> None:
     arguments, message = ARGUMENTS[name]
     monkeypatch.setattr(sys, "argv", ["convert", *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    error = capsys.readouterr().err
-    assert stopped.value.code == 2
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    assert message in error
+    assert message in refusal(capsys)
 
 
 def test_checkpoints_that_are_none(tmp_path: Path, checkpoint: Path, refused: Callable[..., str]) -> None:

@@ -172,6 +172,7 @@ def test_evaluators(eval_data: Path, settings: dict[str, Any], parts: tuple[str,
     [
         ({"eta": "big"}, ("eta: 'big'",)),
         ({"eta": NAN}, ("eta: nan",)),
+        ({"eta": 10**400}, ("eta: 1000",)),  # beyond all floats
         ({"eta": INFINITY}, ("eta: inf",)),
         ({"eta": True}, ("eta: True",)),
         ({"smoothing": 2}, ("smoothing: 2", "at most 1")),
