@@ -194,8 +194,8 @@ def test_two_ranks_write_one_curve(forked: ForkServer, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "import sys, pathlib\n"
-        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from test_metrics_log import *\n"
+        f"sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
+        "from tests.test_metrics_log import *\n"
         "from composer.utils import dist\n"
         "dist.initialize_dist('cpu')\n"
         "logger = MetricsLog(pathlib.Path(sys.argv[1]))\n"
