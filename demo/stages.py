@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
+import functools
 import hashlib
+import os
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmshearing.fileio import read_json, remove, write_json
+from llmshearing.parentage import end_with_parent
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,8 @@ class Stage:
 def run_stages(stages: Sequence[Stage], records: Path, *, root: Path) -> dict[str, float]:
     """Run all stages that are not finished.
 
-    A stage is finished if its record says so for the same commands, inputs and predecessors.
+    A stage is finished if its record says so for the same commands, inputs and predecessors. A second caller waits
+    until the first one has ended.
 
     Args:
         stages: in order; each may depend on all before it.
@@ -47,6 +53,24 @@ def run_stages(stages: Sequence[Stage], records: Path, *, root: Path) -> dict[st
     Raises:
         SystemExit: a command failed; with its exit code.
     """
+    with _alone(records):
+        return _run_all(stages, records, root)
+
+
+@contextmanager
+def _alone(records: Path) -> Iterator[None]:
+    """Hold the records against other processes; waits for the one that has them."""
+    records.mkdir(parents=True, exist_ok=True)
+    with (records / ".lock").open("a") as file:  # a lock that the commands do not inherit
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            print(f"Another process works on '{records}'; waiting for it to end.", flush=True)
+            fcntl.lockf(file, fcntl.LOCK_EX)
+        yield
+
+
+def _run_all(stages: Sequence[Stage], records: Path, root: Path) -> dict[str, float]:
     seconds = {}
     key = ""
     for number, stage in enumerate(stages, start=1):
@@ -72,7 +96,9 @@ def _run(stage: Stage, record: dict, path: Path, root: Path) -> None:
     begin, before = time.monotonic(), record["wall_s"]
     for command in stage.commands:
         print(f"$ {' '.join(command)}", flush=True)
-        code = subprocess.run(command, cwd=root).returncode
+        # A killed demo leaves no training behind, which would hold its folder against the next call.
+        follow = functools.partial(end_with_parent, os.getpid())
+        code = subprocess.run(command, cwd=root, preexec_fn=follow).returncode
         record["wall_s"] = before + time.monotonic() - begin
         write_json(path, record)
         if code != 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from llmshearing.dry_run.report import dry_run
 from llmshearing.errors import InputError, cli, naming, one_line
 from llmshearing.fileio import write_text
 from llmshearing.metrics_log import MetricsLog
+from llmshearing.parentage import end_with_parent
 from llmshearing.recipe import load_recipe
 from llmshearing.registry import build
 from llmshearing.resume import Start, find_start
@@ -192,6 +194,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.stdout.write(f"{__doc__}\n")
         raise SystemExit(0 if arguments else 2)
+    if "LOCAL_RANK" in os.environ:  # else a killed launcher leaves ranks that hold devices and the run's folder
+        end_with_parent()
     recipe = load_recipe(arguments[0], arguments[1:])
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("llmshearing").setLevel(recipe["python_log_level"].upper())
