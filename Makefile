@@ -9,13 +9,17 @@ UV_VERSION := 0.13.9
 # Waiting threads of torch's pool sleep instead of spinning: on a shared machine steps are up to three times faster.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help install demo debug test test-dist faults bench bench-convert bench-quality lint format lock clean
+# One worker a core, a file's tests in one of them: 20 minutes of one core are 8 on two. `make test WORKERS=0` for one process.
+WORKERS ?= auto
+
+.PHONY: help install demo debug test test-fast test-dist faults bench bench-convert bench-quality lint format lock clean
 
 help:
 	@echo "make install    build $(VENV) from requirements.lock"
 	@echo "make demo       the whole method on a small real model, about 15 minutes on 2 CPU cores"
 	@echo "make debug      20 batches of pruning on tiny data, to see that everything runs: under two minutes"
 	@echo "make test       all tests"
+	@echo "make test-fast  those without training runs, for the inner loop: under three minutes"
 	@echo "make test-dist  only those that start several processes"
 	@echo "make faults     kill real work at 200 random moments, run it again, compare: about 40 minutes"
 	@echo "make bench      the benchmarks, printed as tables"
@@ -48,7 +52,10 @@ runs/debug/data/manifest.json: data_prep/debug_corpus.py | install
 		--eval-sequences 16 --workers 1
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+test-fast: install
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not dist and not badinput"
 
 test-dist: install
 	$(BIN)/python -m pytest -m dist

@@ -21,9 +21,10 @@ setup(
     package_data={"llmshearing": ["pruning/README.md", "pruning/metadata.json", "py.typed"]},
     install_requires=[
         "mosaicml>=0.32,<0.34",
-        "mosaicml-streaming>=0.12,<1",
+        "mosaicml-streaming>=0.12,<0.14",
         "torch>=2.7,<2.8",
-        "transformers>=4.51,<4.54",
+        "transformers>=4.51,<4.58",
+        "packaging",
         "omegaconf>=2.3,<3",
         "sentencepiece>=0.2,<0.3",
         "protobuf>=5",
@@ -46,6 +47,14 @@ setup(
     extras_require={
         "flash": ["flash-attn>=2.7,<3"],
         "foundry": ["llm-foundry>=0.22,<0.23"],
-        "dev": ["hypothesis>=6.100", "pytest>=8", "ruff>=0.14", "mypy>=1.18", "setuptools>=77", "wheel"],
+        "dev": [
+            "hypothesis>=6.100",
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "ruff>=0.14",
+            "mypy>=1.18",
+            "setuptools>=77",
+            "wheel",
+        ],
     },
 )

@@ -11,10 +11,11 @@ from composer.core import State
 from composer.utils import dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from llmshearing.errors import InputError
+from llmshearing.models.loading import load_reporting
 
 _CHUNK = 1024  # tokens whose logits the teacher holds at a time
 
@@ -102,7 +103,7 @@ def load_teacher(name: str, dtype: torch.dtype) -> PreTrainedModel:
         InputError: it is missing or broken, lacks tensors, or holds NaN or infinity.
     """
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(name, torch_dtype=dtype, output_loading_info=True)
+        model, found = load_reporting(name, dtype=dtype)
     except Exception as error:  # a damaged file may raise anything
         raise InputError(f"The teacher '{name}' cannot be loaded: {' '.join(str(error).split())}") from error
     if missing := sorted(found["missing_keys"]):

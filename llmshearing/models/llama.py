@@ -16,6 +16,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from llmshearing.errors import InputError, unknown_name
 from llmshearing.models.config import check_expected, make_config, one_line
+from llmshearing.models.loading import DTYPE
 from llmshearing.models.pretrained import load_pretrained
 from llmshearing.shape import ModelShape
 
@@ -80,9 +81,8 @@ class ComposerLlama(HuggingFaceModel):
 
 def _build(config: PretrainedConfig, *, attn_implementation: str) -> transformers.PreTrainedModel:
     try:
-        return AutoModelForCausalLM.from_config(
-            config, attn_implementation=attn_implementation, torch_dtype=torch.float32
-        )
+        options: dict[str, Any] = {DTYPE: torch.float32, "attn_implementation": attn_implementation}
+        return cast(Any, AutoModelForCausalLM).from_config(config, **options)
     except Exception as error:  # what a value is wrong for decides what it raises
         raise InputError(f"No model can be made of this config: {one_line(error)}") from error
 

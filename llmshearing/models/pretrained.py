@@ -7,10 +7,10 @@ import pickle
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM
 
 from llmshearing.errors import InputError
 from llmshearing.models.config import one_line, read_config
+from llmshearing.models.loading import load_reporting
 
 log = logging.getLogger(__name__)
 
@@ -25,11 +25,10 @@ def load_pretrained(
     """
     read_config(path)
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = load_reporting(
             path,
-            torch_dtype=dtype,
+            dtype=dtype,
             attn_implementation=attn_implementation,
-            output_loading_info=True,
             weights_only=True,  # of .bin files, which are pickles
             ignore_mismatched_sizes=True,  # to name them all, below
         )

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from llmshearing.data.tokens import TokenDecoder, check_columns
 from llmshearing.errors import InputError
 from llmshearing.fileio import read_json
+from llmshearing.models.loading import load_reporting
 from llmshearing.reference_loss.fit import UNIT
 
 REPAIR = "Prepare the data again, or copy it again."
@@ -109,9 +110,7 @@ def load_model(name: str, config: PretrainedConfig, *, dtype: torch.dtype, devic
         InputError: ``name`` cannot be loaded as one, lacks a tensor, or has one with NaN or infinity.
     """
     with _loading(name):
-        model, report = AutoModelForCausalLM.from_pretrained(
-            name, config=config, torch_dtype=dtype, trust_remote_code=False, output_loading_info=True
-        )
+        model, report = load_reporting(name, dtype=dtype, config=config, trust_remote_code=False)
     if missing := sorted(report["missing_keys"]):  # transformers has given them random values
         raise InputError(f"'{name}' lacks {len(missing)} tensors, such as '{missing[0]}'. Export or fetch it again.")
     for tensor, values in model.named_parameters():
@@ -120,7 +119,7 @@ def load_model(name: str, config: PretrainedConfig, *, dtype: torch.dtype, devic
                 f"The tensor '{tensor}' of '{name}' is not finite in {str(dtype).removeprefix('torch.')}. "
                 "Try --dtype float32, or take another checkpoint."
             )
-    return model.to(device).eval()
+    return model.to(device).eval()  # type: ignore[arg-type]
 
 
 def evaluate(model_name: str, data: str | Path, *, batch_size: int = 8, dtype: str | None = None) -> dict[str, Any]:
