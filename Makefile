@@ -9,8 +9,9 @@ UV_VERSION := 0.13.9
 # Waiting threads of torch's pool sleep instead of spinning: on a shared machine steps are up to three times faster.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-# One worker a core, a file's tests in one of them: 20 minutes of one core are 8 on two. `make test WORKERS=0` for one process.
+# One worker a core, a file's tests in one of them, in order: the slowest come early. `make test WORKERS=0` for one process.
 WORKERS ?= auto
+PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help install demo debug test test-fast test-dist faults bench bench-convert bench-quality lint format lock clean
 
@@ -52,10 +53,10 @@ runs/debug/data/manifest.json: data_prep/debug_corpus.py | install
 		--eval-sequences 16 --workers 1
 
 test: install
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-fast: install
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not dist and not badinput"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not dist and not badinput"
 
 test-dist: install
 	$(BIN)/python -m pytest -m dist
