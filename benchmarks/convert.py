@@ -38,10 +38,9 @@ def build(path: Path, scale: str) -> None:
     import torch
     from transformers import LlamaConfig
 
-    from llmshearing.convert.layout import parameter_shapes
+    from llmshearing.architecture.shapes import ModelShape, parameter_shapes
     from llmshearing.pruning.learned import LearnedMasks
     from llmshearing.pruning.target import resolve_target, unit_groups
-    from llmshearing.shape import ModelShape
 
     sizes = SCALES[scale]
     source_sizes, target_sizes = (dict(zip(DIMENSIONS, sizes[role], strict=True)) for role in ("source", "target"))

@@ -13,10 +13,10 @@ import torch
 from transformers import LlamaForCausalLM
 
 from benchmarks.steps import SMALL, Step, compare, llama_config, peak_memory
+from llmshearing.architecture.shapes import ModelShape
 from llmshearing.pruning.learned import LearnedMasks
 from llmshearing.pruning.masked import MaskedModel
 from llmshearing.pruning.target import resolve_target, unit_groups
-from llmshearing.shape import ModelShape
 
 # name -> hidden size, layers, vocabulary, sequences, tokens per sequence
 SIZES = {"d256 L8 V4096": (256, 8, 4096, 4, 256), "d512 L8 V8192": (512, 8, 8192, 2, 256)}

@@ -8,10 +8,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from llmshearing.architecture.shapes import ModelShape
 from llmshearing.convert.commands import open_checkpoint
 from llmshearing.fileio import read_json, write_json
 from llmshearing.report.__main__ import main as write_report
-from llmshearing.shape import ModelShape
 
 MODELS = ("source", "sheared", "final", "control")
 TRAINING = ("source", "prune", "continue", "control")

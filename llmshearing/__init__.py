@@ -10,12 +10,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llmshearing.architecture.shapes import ModelShape
     from llmshearing.data.callback import DynamicBatchLoading
     from llmshearing.data.dataset import DynamicStreamingDataset
     from llmshearing.distillation import SourceDistillation
     from llmshearing.models.llama import ComposerLlama
     from llmshearing.pruning.algorithm import TargetedPruning
-    from llmshearing.shape import ModelShape
 
 __version__ = "0.1.0"
 
@@ -32,7 +32,7 @@ _MODULES = {
     "ComposerLlama": "llmshearing.models.llama",
     "DynamicBatchLoading": "llmshearing.data.callback",
     "DynamicStreamingDataset": "llmshearing.data.dataset",
-    "ModelShape": "llmshearing.shape",
+    "ModelShape": "llmshearing.architecture.shapes",
     "SourceDistillation": "llmshearing.distillation",
     "TargetedPruning": "llmshearing.pruning.algorithm",
 }

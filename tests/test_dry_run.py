@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import re
 import shutil
 import sys
@@ -12,11 +11,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from llmshearing.architecture.shapes import ModelShape
 from llmshearing.dry_run import estimates, schedule
 from llmshearing.dry_run.report import Devices, dry_run
 from llmshearing.errors import InputError
 from llmshearing.models.llama import ComposerLlama
-from llmshearing.shape import ModelShape
 from tests.conftest import REPOSITORY
 from tests.dry_runs import make_debug_data, recipe_of, run
 from tests.forkserver import ForkServer
@@ -110,7 +109,7 @@ def test_a_model_that_is_nowhere_needs_its_sizes() -> None:
 
 def saved_bytes(shape: ModelShape, *, layers: int, batch: int, precision: str) -> int:
     """Bytes that autograd keeps in a real forward pass, weights not counted."""
-    config = AutoConfig.for_model("llama", **{**dataclasses.asdict(shape), "num_hidden_layers": layers})
+    config = AutoConfig.for_model(**{**shape.to_dict(), "num_hidden_layers": layers})
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").train()
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from llmshearing.architecture.shapes import ModelShape
 from llmshearing.dry_run import estimates
 from llmshearing.report.collect import read_metrics
-from llmshearing.shape import ModelShape
 from tests.conftest import REPOSITORY
 from tests.dry_runs import recipe_of
 from tests.forkserver import ForkServer

@@ -19,8 +19,8 @@ from transformers import AutoConfig
 from benchmarks.quality.sources import Source
 from benchmarks.quality.ways import Way
 from llmshearing import ComposerLlama, DynamicBatchLoading, ModelShape, SourceDistillation, TargetedPruning
+from llmshearing.architecture.config import sheared_config
 from llmshearing.convert.commands import export, shear
-from llmshearing.convert.folder import sheared_config
 from llmshearing.data.evaluation import build_evaluators
 from llmshearing.data.loaders import build_dynamic_streaming_dataloader
 from llmshearing.pruning.target import resolve_target

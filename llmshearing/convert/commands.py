@@ -12,8 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmshearing.architecture.axes import DIMENSIONS
+from llmshearing.architecture.config import sheared_config
+from llmshearing.architecture.shapes import ModelShape
 from llmshearing.convert.checkpoint import Checkpoint
-from llmshearing.convert.folder import as_json, folder_files, sheared_config, write_files
+from llmshearing.convert.folder import as_json, folder_files, write_files
 from llmshearing.convert.layout import select, shape_of_config
 from llmshearing.convert.output import check_output, output_folder
 from llmshearing.convert.safetensors import DTYPES, Entry, write_shards
@@ -25,8 +28,7 @@ from llmshearing.errors import InputError
 from llmshearing.pruning.hard_concrete import deterministic
 from llmshearing.pruning.selection import check_chosen, log_ties
 from llmshearing.pruning.shear import Placement, Shears
-from llmshearing.pruning.target import DIMENSIONS, resolve_target, unit_groups
-from llmshearing.shape import ModelShape
+from llmshearing.pruning.target import resolve_target, unit_groups
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +119,7 @@ def export(
         config, tokenizer = checkpoint.huggingface()
         shape = shape_of_config(config, path)
         entries = [
-            _entry(tensor, Placement(name, tensor.shape, None, None, None, None), dtype, path)
+            _entry(tensor, Placement(name, tensor.shape), dtype, path)
             for name, tensor in select(checkpoint.tensors, shape, path).items()
         ]
         files = folder_files(config, tokenizer, entries[0].dtype, path)
@@ -141,7 +143,7 @@ def _shears(checkpoint: Checkpoint) -> Shears:
             raise TypeError("a target that the source cannot be pruned to")
         check_chosen(pruning, checkpoint.path)
         log_alpha = pruning["masks"]["log_alpha"]
-        masks = {
+        masks: dict[str, Tensor] = {
             group.dimension: deterministic(log_alpha[group.dimension], group.num_kept)
             for group in groups
             if group.dimension in log_alpha

@@ -10,27 +10,11 @@ from typing import Any
 
 import torch
 
+from llmshearing.architecture.families import FAMILIES
 from llmshearing.errors import InputError
-from llmshearing.shape import FAMILIES, ModelShape
 
-_ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-}
 # Weights, their index and what this package writes beside them.
 _OF_THE_MODEL = re.compile(r"(config|generation_config|shearing)\.json|.*\.safetensors(\.index\.json)?|pytorch_model.*")
-assert _ARCHITECTURES.keys() == FAMILIES.keys()
-
-
-def sheared_config(config: Mapping[str, Any], target: ModelShape, kept_layers: list[int]) -> dict[str, Any]:
-    """The source's config with the target's sizes; with ``head_dim``, which hidden / heads may not give."""
-    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-    sheared = {**config, **{name: getattr(target, name) for name in (*names, "head_dim")}}
-    if sheared.get("layer_types"):  # attention kind of each layer, where the family has several
-        sheared["layer_types"] = [config["layer_types"][layer] for layer in kept_layers]
-    return sheared
 
 
 def folder_files(
@@ -52,7 +36,7 @@ def folder_files(
     """
     written = {
         **config,
-        "architectures": [_ARCHITECTURES[config["model_type"]]],
+        "architectures": [FAMILIES[config["model_type"]].architecture],
         "torch_dtype": str(dtype).removeprefix("torch."),
         "use_cache": True,  # off while training
     }

@@ -1,4 +1,4 @@
-"""The tensors that a model of some shape has."""
+"""Which tensors of a checkpoint are the model's."""
 
 from __future__ import annotations
 
@@ -7,40 +7,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+from llmshearing.architecture.shapes import ModelShape, parameter_shapes
 from llmshearing.convert.stored import StoredTensor
 from llmshearing.errors import InputError
-from llmshearing.shape import ModelShape
 
 _SHOWN = 5
-
-
-def parameter_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
-    """Shape of every parameter by Hugging Face name, in the order of the model; a tied ``lm_head`` is not listed."""
-    hidden, inner = shape.hidden_size, shape.intermediate_size
-    queries, keys = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
-    layer: dict[str, tuple[int, ...]] = {}
-
-    def linear(name: str, rows: int, columns: int, *, bias: bool) -> None:
-        layer[f"{name}.weight"] = (rows, columns)
-        if bias:
-            layer[f"{name}.bias"] = (rows,)
-
-    linear("self_attn.q_proj", queries, hidden, bias=shape.qkv_bias)
-    linear("self_attn.k_proj", keys, hidden, bias=shape.qkv_bias)
-    linear("self_attn.v_proj", keys, hidden, bias=shape.qkv_bias)
-    linear("self_attn.o_proj", hidden, queries, bias=shape.output_bias)
-    if shape.qk_norm:
-        layer["self_attn.q_norm.weight"] = layer["self_attn.k_norm.weight"] = (shape.head_dim,)
-    linear("mlp.gate_proj", inner, hidden, bias=shape.mlp_bias)
-    linear("mlp.up_proj", inner, hidden, bias=shape.mlp_bias)
-    linear("mlp.down_proj", hidden, inner, bias=shape.mlp_bias)
-    layer["input_layernorm.weight"] = layer["post_attention_layernorm.weight"] = (hidden,)
-    layers = {
-        f"model.layers.{index}.{name}": size for index in range(shape.num_hidden_layers) for name, size in layer.items()
-    }
-    embedding = {"model.embed_tokens.weight": (shape.vocab_size, hidden)}
-    head = {} if shape.tie_word_embeddings else {"lm_head.weight": (shape.vocab_size, hidden)}
-    return {**embedding, **layers, "model.norm.weight": (hidden,), **head}
 
 
 def shape_of_config(config: Mapping[str, Any], path: str | Path) -> ModelShape:

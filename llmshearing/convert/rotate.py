@@ -12,14 +12,14 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
+from llmshearing.architecture.shapes import ModelShape
 from llmshearing.convert.output import check_output, output_folder
 from llmshearing.data.tokens import TokenDecoder
 from llmshearing.errors import InputError
 from llmshearing.models.config import one_line, read_config
 from llmshearing.models.pretrained import load_pretrained
-from llmshearing.pruning.rotation import principal_components, residual_second_moment, rotate_state_dict
+from llmshearing.pruning.rotation import check_rotates, residual_moments, rotate_model, turn_to_principal_components
 from llmshearing.reference_loss.evaluate import batches, find_domains, open_shards, sum_of_losses
-from llmshearing.shape import ModelShape
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +46,8 @@ def rotate(
         overwrite: replace an existing ``out``.
 
     Returns:
-        The mean loss on these sequences in nats per token, before and after: the same to rounding, unless the model
-        has tied embeddings, see :func:`~llmshearing.pruning.rotation.rotate_state_dict`.
+        The mean loss on these sequences in nats per token, before and after: the same to rounding; with tied
+        embeddings nearly so, see :mod:`llmshearing.pruning.rotation`.
 
     Raises:
         InputError: the model or the data cannot be read, or they do not fit together; weights or losses that are not
@@ -58,6 +58,7 @@ def rotate(
     place = check_output(out, overwrite=overwrite, source=model_name)
     config = read_config(model_name)
     shape = ModelShape.from_hf_config(config)
+    check_rotates(shape)
     calibration = list(_calibration(data, num_sequences, shape.vocab_size, config.max_position_embeddings))
     if not calibration:
         raise InputError(f"'{data}' holds no sequences. Prepare the data again.")
@@ -65,9 +66,8 @@ def rotate(
     model = load_pretrained(model_name, dtype=dtype).to(device).eval()  # type: ignore[arg-type]
     sequences = [ids.to(device) for ids in calibration]
     before = _mean_loss(model, sequences)
-    rotation = principal_components(residual_second_moment(model, sequences))
-    with torch.no_grad():
-        model.load_state_dict(rotate_state_dict(model.state_dict(), rotation, shape))
+    tied_norm = model.model.norm.weight.detach() if shape.tie_word_embeddings else None
+    rotate_model(model, turn_to_principal_components(residual_moments(model, sequences, shape), tied_norm), shape)
     after = _mean_loss(model, sequences)
     message = "Loss on %d sequences: %.4f nats before, %.4f after turning to principal components."
     log.info(message, len(sequences), before, after)

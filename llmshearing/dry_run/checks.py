@@ -8,11 +8,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from llmshearing.architecture.shapes import ModelShape
 from llmshearing.dry_run import parts, schedule
 from llmshearing.dry_run.parts import Findings
 from llmshearing.errors import InputError
 from llmshearing.run_folder import folder_problem
-from llmshearing.shape import ModelShape
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmshearing.shape import ModelShape
+from llmshearing.architecture.shapes import ModelShape
 
 # Bytes that transformers' LLaMA layer with a fused attention kernel keeps for the backward pass, per token and unit of
 # hidden size, intermediate size and width of the query heads: two RMSNorms in float32 and the residual stream; gate, up

@@ -13,7 +13,9 @@ import torch
 from composer.utils import dist
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from llmshearing.convert.folder import sheared_config
+from llmshearing.architecture.config import sheared_config
+from llmshearing.architecture.families import FAMILIES
+from llmshearing.architecture.shapes import ModelShape
 from llmshearing.data.callback import DynamicBatchLoading
 from llmshearing.data.dataset import DynamicStreamingDataset
 from llmshearing.data.preflight import check_names
@@ -24,7 +26,6 @@ from llmshearing.models.llama import ComposerLlama
 from llmshearing.pruning.masked import MaskedModel
 from llmshearing.pruning.target import groups_to_prune
 from llmshearing.registry import build
-from llmshearing.shape import FAMILIES, ModelShape
 from llmshearing.teacher import common_vocabulary, load_own_tokenizer
 from llmshearing.tokenizer import load_tokenizer
 

@@ -15,13 +15,13 @@ from typing import Any, Self
 
 from composer.utils import dist, get_device
 
+from llmshearing.architecture.shapes import ModelShape
 from llmshearing.devices import check_device
 from llmshearing.dry_run import estimates, parts, schedule
 from llmshearing.dry_run.checks import check
 from llmshearing.dry_run.parts import Data, Findings
 from llmshearing.errors import unknown_name
 from llmshearing.schema import Number, unfit
-from llmshearing.shape import ModelShape
 
 _PLANNED = {"num_devices": Number(1, 10**7), "device_tflops": Number(1e-6, 1e6, whole=False)}
 

@@ -8,9 +8,10 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 
+from llmshearing.architecture.families import FAMILIES
+from llmshearing.architecture.shapes import ModelShape
 from llmshearing.errors import InputError, unknown_name
 from llmshearing.fileio import read_json
-from llmshearing.shape import FAMILIES, ModelShape
 
 # Values that a model takes without a look at their type, and uses in the middle of a batch.
 _LIKE = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "vocab_size": 32000}

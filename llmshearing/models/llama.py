@@ -14,11 +14,11 @@ from composer.utils import dist
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import is_flash_attn_2_available
 
+from llmshearing.architecture.shapes import ModelShape
 from llmshearing.errors import InputError, unknown_name
 from llmshearing.models.config import check_expected, make_config, one_line
 from llmshearing.models.loading import DTYPE
 from llmshearing.models.pretrained import load_pretrained
-from llmshearing.shape import ModelShape
 
 log = logging.getLogger(__name__)
 

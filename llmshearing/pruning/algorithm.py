@@ -12,6 +12,8 @@ from composer.loggers import Logger
 from composer.models import HuggingFaceModel
 from torch import Tensor
 
+from llmshearing.architecture.config import check_prunable
+from llmshearing.architecture.shapes import ModelShape
 from llmshearing.errors import InputError
 from llmshearing.pruning.freeze import drop_gradients, forget_empty_state
 from llmshearing.pruning.learned import LearnedMasks
@@ -22,7 +24,6 @@ from llmshearing.pruning.selection import Importance, random_scores
 from llmshearing.pruning.settings import Settings
 from llmshearing.pruning.target import groups_to_prune
 from llmshearing.pruning.times import warmup_and_search
-from llmshearing.shape import ModelShape
 
 log = logging.getLogger(__name__)
 
@@ -133,6 +134,7 @@ class TargetedPruning(Algorithm):
         self.source_shape = ModelShape.from_hf_config(model.config)
         settings = self.settings
         self.target_shape, groups = groups_to_prune(self.source_shape, settings.target, selection=settings.selection)
+        check_prunable(model.config.to_dict(), self.target_shape)
         device = state.device.tensor_to_device(torch.empty(0)).device
         self.masks = LearnedMasks(
             groups,

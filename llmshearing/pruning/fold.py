@@ -1,74 +1,29 @@
-"""Where masks multiply and what shearing removes: one table, read by training and by conversion.
+"""What masks become: vectors that scale the rows and columns of weights, in training and in shearing alike.
 
 Masks are a mapping from a dimension's name to its z (shapes in :class:`~llmshearing.pruning.target.UnitGroup`); a
-dimension that is not pruned is absent. They act as *scale vectors* on rows and columns of weights::
+dimension that is not pruned is absent. Which vector scales what stands in :mod:`llmshearing.architecture.layouts`; in a
+LLaMA it is::
 
     embedding output    * hidden                     o_proj     rows * residual, columns * heads
     every RMSNorm       * hidden                     down_proj  rows * residual, columns * intermediate
 
 with ``residual = hidden * layer``. The residual stream is then exactly zero in every dropped dimension, so a masked
 model computes what is left after the zero rows and columns are cut out, which is what shearing does.
+
+Letters: L layers, d hidden size, H query heads, K key-value heads, I intermediate size.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from llmshearing.pruning.target import HEADS, HIDDEN, INTERMEDIATE, KV_HEADS, LAYERS
-from llmshearing.shape import ModelShape
+from llmshearing.architecture.axes import HEADS, HIDDEN, INTERMEDIATE, KV_HEADS, LAYERS, Axis, Scale
+from llmshearing.architecture.shapes import ModelShape
 
 Masks = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What happens to one tensor: the units its rows and columns belong to, and the vectors that scale them."""
-
-    rows: str | None = None
-    columns: str | None = None
-    scale_rows: str | None = None
-    scale_columns: str | None = None
-
-
-_NORM = Rule(rows="hidden", scale_rows="hidden")
-_QUERIES, _KEYS, _NEURONS = (Rule(rows=rows, columns="hidden") for rows in ("queries", "keys", "intermediate"))
-_ATTENTION_OUT = Rule(rows="hidden", columns="queries", scale_rows="residual", scale_columns="heads")
-_MLP_OUT = Rule(rows="hidden", columns="intermediate", scale_rows="residual", scale_columns="intermediate")
-LAYER_RULES = {
-    "input_layernorm": _NORM,
-    "self_attn.q_proj": _QUERIES,
-    "self_attn.k_proj": _KEYS,
-    "self_attn.v_proj": _KEYS,
-    "self_attn.q_norm": Rule(),  # per head_dim, which is never pruned
-    "self_attn.k_norm": Rule(),
-    "self_attn.o_proj": _ATTENTION_OUT,
-    "post_attention_layernorm": _NORM,
-    "mlp.gate_proj": _NEURONS,
-    "mlp.up_proj": _NEURONS,
-    "mlp.down_proj": _MLP_OUT,
-}
-_EMBEDDING = Rule(columns="hidden", scale_columns="hidden")
-OUTER_RULES = {"model.embed_tokens": _EMBEDDING, "model.norm": _NORM, "lm_head": Rule(columns="hidden")}
-# A tied matrix takes z once, as the embedding; the final norm, which would bring it again, goes unscaled.
-TIED_RULES = OUTER_RULES | {"model.norm": Rule(rows="hidden"), "lm_head": _EMBEDDING}
-
-_LAYER_KEY = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
-_OUTER_KEY = re.compile(r"(.+)\.(weight|bias)")
-
-
-def rule_for(key: str, *, tied: bool) -> tuple[Rule, int | None] | None:
-    """The rule and the layer's index for a Hugging Face parameter name; ``None`` for a name that is not LLaMA's."""
-    if match := _LAYER_KEY.fullmatch(key):
-        rule = LAYER_RULES.get(match[2])
-        return (rule, int(match[1])) if rule else None
-    match = _OUTER_KEY.fullmatch(key)
-    rule = (TIED_RULES if tied else OUTER_RULES).get(match[1]) if match else None
-    return (rule, None) if rule else None
 
 
 def fold(weight: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
@@ -80,6 +35,11 @@ def fold(weight: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
     return weight
 
 
+def vector_name(scale: Scale, layer: int | None) -> str:
+    """The name of a scale vector among those of :func:`scale_vectors`."""
+    return scale if scale == "hidden" else f"{scale}.{layer}"
+
+
 def scale_vectors(masks: Masks, source: ModelShape) -> dict[str, Tensor]:
     """The vectors that masks become, differentiable in the masks.
 
@@ -89,8 +49,8 @@ def scale_vectors(masks: Masks, source: ModelShape) -> dict[str, Tensor]:
     """
     vectors: dict[str, Tensor] = {}
 
-    def add(name: str, per_layer: Tensor) -> None:
-        vectors.update((f"{name}.{layer}", vector) for layer, vector in enumerate(per_layer.unbind(0)))
+    def add(scale: Scale, per_layer: Tensor) -> None:
+        vectors.update((vector_name(scale, layer), vector) for layer, vector in enumerate(per_layer.unbind(0)))
 
     layers, hidden = masks.get(LAYERS), masks.get(HIDDEN)
     if hidden is not None:
@@ -121,3 +81,24 @@ def query_head_masks(masks: Masks, source: ModelShape) -> Tensor | None:
         combined = groups.unsqueeze(-1) * queries
     assert combined is not None
     return combined.reshape(source.num_hidden_layers, source.num_attention_heads)
+
+
+def kept_name(axis: Axis, layer: int | None) -> str:
+    """The name of an axis among those of :func:`kept_masks`."""
+    return axis if axis == HIDDEN else f"{axis}.{layer}"
+
+
+def kept_masks(masks: Masks, source: ModelShape) -> dict[str, Tensor]:
+    """Masks over the axes that norms take a mean of; what is zero does not count.
+
+    Returns:
+        ``hidden_size`` (d,); where queries and keys are normalised over all heads, per layer i
+        ``num_attention_heads.i`` (H * head_dim,) and ``num_key_value_heads.i`` (K * head_dim,); only those masked.
+    """
+    kept = {HIDDEN: masks[HIDDEN]} if HIDDEN in masks else {}
+    normed = {module.rows[0] for module in source.layer if module.is_norm}
+    for axis, heads in ((HEADS, query_head_masks(masks, source)), (KV_HEADS, masks.get(KV_HEADS))):
+        if axis in normed and heads is not None:
+            entries = heads.repeat_interleave(source.head_dim, dim=-1)
+            kept.update((kept_name(axis, layer), mask) for layer, mask in enumerate(entries.unbind(0)))
+    return kept

@@ -46,10 +46,10 @@ class LearnedMasks:
         seed: int,
         device: torch.device,
     ) -> None:
-        self.groups = {group.dimension: group for group in groups}
+        self.groups: dict[str, UnitGroup] = {group.dimension: group for group in groups}
         self.warmup_steps, self.compat, self.seed, self.lr = warmup_steps, compat, seed, lr
         self.decided = False  # whether `decide` was called; kept here, since asking log_alpha would wait for the device
-        self.log_alpha = {
+        self.log_alpha: dict[str, Tensor] = {
             name: torch.full(group.shape, hard_concrete.LOG_ALPHA_MAX, device=device, requires_grad=True)
             for name, group in self.groups.items()
         }

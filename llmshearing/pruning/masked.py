@@ -7,6 +7,7 @@ graph behind it may not under reentrant checkpointing.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -14,10 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from llmshearing.architecture.axes import Scale
+from llmshearing.architecture.layouts import FINAL_NORM
+from llmshearing.architecture.modules import Module, NormKind
+from llmshearing.architecture.shapes import ModelShape
 from llmshearing.errors import InputError
-from llmshearing.pruning.fold import LAYER_RULES, Masks, fold, scale_vectors
+from llmshearing.pruning.fold import Masks, fold, kept_masks, kept_name, scale_vectors, vector_name
 from llmshearing.pruning.target import UnitGroup
-from llmshearing.shape import ModelShape
 
 
 class FoldedLinear(torch.autograd.Function):
@@ -74,31 +78,58 @@ class MaskedLinear(nn.Linear):
         return output
 
 
-class MaskedEmbedding(nn.Embedding):
-    """An embedding whose output is scaled by the hidden masks."""
-
-    hidden: Tensor
-
-    def forward(self, input: Tensor) -> Tensor:
-        """``(...)`` token ids to ``(..., hidden_size)``."""
-        embedded = super().forward(input)
-        return embedded * self.hidden.to(embedded.dtype)
-
-
 class MaskedRMSNorm(nn.Module):
-    """RMSNorm of the kept dimensions only: dropped ones are zero in the input and are not counted in its mean."""
+    """An RMSNorm whose weight is scaled by masks and whose mean is taken over the kept entries only.
+
+    Dropped entries of what it reads are zero, or ``kept`` makes them so.
+    """
 
     weight: nn.Parameter
-    variance_epsilon: float
-    hidden: Tensor
-    dropped_ratio: Tensor  # hidden_size / kept dimensions, a scalar on the device: no host synchronisation
+    kind: NormKind
+    scale: Tensor | None
+    kept: Tensor | None
+    dropped_ratio: Tensor  # all entries / kept ones, a scalar on the device: no host synchronisation
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """``(..., hidden_size)`` to the same shape and dtype rules as ``LlamaRMSNorm``."""
+        """``(..., entries)`` to the same shape, with the dtypes of the family's own norm."""
         x = hidden_states.float()
+        if self.kept is not None:
+            x = x * self.kept
         variance = x.pow(2).mean(-1, keepdim=True) * self.dropped_ratio
-        x = x * torch.rsqrt(variance + self.variance_epsilon)
-        return (self.weight * self.hidden).to(self.weight.dtype) * x.to(hidden_states.dtype)
+        x = x * torch.rsqrt(variance + getattr(self, self.kind.eps))
+        if self.kind.offset:
+            return (x * fold(1.0 + self.weight.float(), self.scale, None)).to(hidden_states.dtype)
+        if self.kind.wide:
+            return (fold(self.weight, self.scale, None) * x).to(hidden_states.dtype)
+        return fold(self.weight, self.scale, None).to(self.weight.dtype) * x.to(hidden_states.dtype)
+
+
+@functools.cache
+def masked_embedding(kind: type[nn.Embedding]) -> type[nn.Embedding]:
+    """A class of embeddings of ``kind`` whose output is scaled by the hidden masks."""
+
+    class MaskedEmbedding(kind):  # type: ignore[valid-type, misc]
+        hidden: Tensor
+
+        def forward(self, input: Tensor) -> Tensor:
+            """``(...)`` token ids to ``(..., hidden_size)``."""
+            embedded = super().forward(input)
+            return embedded * self.hidden.to(embedded.dtype)
+
+    return MaskedEmbedding
+
+
+class _Kept:
+    """Which entries of an axis the masks keep, and in what ratio, on the device."""
+
+    def __init__(self, length: int, device: torch.device) -> None:
+        self.entries = torch.ones(length, device=device)
+        self.dropped_ratio = torch.ones((), device=device)
+
+    def set(self, mask: Tensor) -> None:
+        """Keep the entries whose mask is not zero."""
+        self.entries.copy_(mask != 0)
+        self.dropped_ratio.copy_(len(mask) / torch.count_nonzero(mask).clamp(min=1))
 
 
 class MaskedModel:
@@ -109,40 +140,47 @@ class MaskedModel:
     """
 
     def __init__(self, model: nn.Module, source: ModelShape, groups: Iterable[UnitGroup], device: torch.device) -> None:
-        ones = {group.dimension: torch.ones(group.shape, device=device) for group in groups}
+        ones: dict[str, Tensor] = {group.dimension: torch.ones(group.shape, device=device) for group in groups}
         self.source = source
         self.leaves = {
             name: vector.detach().clone().requires_grad_() for name, vector in scale_vectors(ones, source).items()
         }
-        self._dropped_ratio = torch.ones((), device=device)
+        self._kept = {name: _Kept(len(mask), device) for name, mask in kept_masks(ones, source).items()}
+        self._one = torch.ones((), device=device)
         backbone = cast(Any, model).model
         for index, layer in enumerate(backbone.layers):
-            for name, rule in LAYER_RULES.items():
-                if rule.scale_columns is not None:
-                    self._mask_linear(layer.get_submodule(name), f"layer {index}'s {name}", rule.scale_columns, index)
-            for norm in (layer.input_layernorm, layer.post_attention_layernorm):
-                self._mask_norm(norm)
-        self._mask_norm(backbone.norm)
+            for module in source.layer:
+                self._mask(module, layer.get_submodule(module.name), index)
+        self._mask(FINAL_NORM, backbone.norm, None)
         if "hidden" in self.leaves:
-            backbone.embed_tokens.__class__ = MaskedEmbedding
-            backbone.embed_tokens.hidden = self.leaves["hidden"]
+            embedding: Any = backbone.embed_tokens
+            embedding.__class__ = masked_embedding(type(embedding))  # type: ignore[arg-type]  # a class is hashable
+            embedding.hidden = self.leaves["hidden"]
 
-    def _mask_linear(self, linear: nn.Module, name: str, columns: str, layer: int) -> None:
-        if type(linear) is not nn.Linear:
-            raise InputError(
-                f"{name} is a {type(linear).__name__}; pruning needs a plain torch.nn.Linear there. "
-                "Prune before adding adapters or quantisation, and merge adapters first."
-            )
-        linear.__class__ = MaskedLinear
-        masked = cast(MaskedLinear, linear)
-        masked.rows = self.leaves.get(f"residual.{layer}")
-        masked.columns = self.leaves.get(f"{columns}.{layer}")
+    def _leaf(self, scale: Scale | None, layer: int | None) -> Tensor | None:
+        return self.leaves.get(vector_name(scale, layer)) if scale else None
 
-    def _mask_norm(self, norm: nn.Module) -> None:
-        if "hidden" in self.leaves:
-            norm.__class__ = MaskedRMSNorm
-            masked = cast(MaskedRMSNorm, norm)
-            masked.hidden, masked.dropped_ratio = self.leaves["hidden"], self._dropped_ratio
+    def _mask(self, module: Module, live: nn.Module, layer: int | None) -> None:
+        scale = self._leaf(module.scale_rows, layer)
+        if module.scale_columns is not None:
+            if type(live) is not nn.Linear:
+                raise InputError(
+                    f"layer {layer}'s {module.name} is a {type(live).__name__}; pruning needs a plain torch.nn.Linear "
+                    "there. Prune before adding adapters or quantisation, and merge adapters first."
+                )
+            live.__class__ = MaskedLinear
+            linear = cast(MaskedLinear, live)
+            linear.rows, linear.columns = scale, self._leaf(module.scale_columns, layer)
+        elif module.is_norm:
+            kept = self._kept.get(kept_name(module.rows[0], layer))
+            if scale is None and kept is None:
+                return
+            live.__class__ = MaskedRMSNorm
+            masked = cast(MaskedRMSNorm, live)
+            masked.kind, masked.scale = self.source.family.norm, scale
+            reads_the_stream = module.scale_rows == "hidden"  # whose dropped dimensions are zero
+            masked.kept = None if kept is None or reads_the_stream else kept.entries
+            masked.dropped_ratio = self._one if kept is None else kept.dropped_ratio
 
     def assign(self, masks: Masks) -> None:
         """Set the masks of the following forwards and clear the gradients of the last ones."""
@@ -150,9 +188,8 @@ class MaskedModel:
             for name, vector in scale_vectors(masks, self.source).items():
                 self.leaves[name].copy_(vector)
                 self.leaves[name].grad = None
-            if "hidden" in self.leaves:
-                kept = torch.count_nonzero(self.leaves["hidden"]).clamp(min=1)
-                self._dropped_ratio.copy_(self.source.hidden_size / kept)
+            for name, mask in kept_masks(masks, self.source).items():
+                self._kept[name].set(mask)
 
     def backward(self, masks: Masks) -> None:
         """Push the gradients that the leaves gathered since :meth:`assign` into what ``masks`` were computed from."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
+from llmshearing.architecture.shapes import ModelShape
 from llmshearing.pruning.learned import LearnedMasks
 from llmshearing.pruning.settings import Settings
-from llmshearing.shape import ModelShape
 
 log = logging.getLogger(__name__)
 

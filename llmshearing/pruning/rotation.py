@@ -1,64 +1,104 @@
-"""Turn a model's residual stream to its principal components, which changes none of its predictions.
+"""Turn a model's residual stream to its principal components, which changes next to nothing of its predictions.
 
 RMSNorm commutes with rotations once its weight has moved into the layers that read it, so any orthogonal matrix may
 turn the residual stream of a whole model (Ashkboos et al., 2024, "SliceGPT", section 3). In a trained model every
 dimension carries about as much as the next; after the turn the first ones carry most, and pruning the others costs
 little. One rotation serves all layers, so the model keeps its architecture.
+
+With untied embeddings this is exact. A tied matrix ``E`` is a hurdle: as the head it should take up the final norm's
+weight ``g``, as the embedding it must not. So the stream is first stretched, ``x' = s * x`` with ``s = sqrt(g /
+median g)``: the matrix ``E * s`` serves as the embedding, and as the head it brings the missing ``s`` of ``s * s = g
+/ median g``. A norm then divides by the RMS of ``s * x`` where the source divided by that of ``x``; its weight makes
+up for their mean ratio, and what is left, how the ratio varies from token to token, is the only error. To keep that
+small, dimensions that a few tokens blow up and those whose ``g`` is far from the others' stay as they are, not
+stretched and not turned.
+
+Letters: d hidden size, V vocabulary, n tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from llmshearing.architecture.axes import HIDDEN
+from llmshearing.architecture.families import FAMILIES
+from llmshearing.architecture.layouts import FINAL_NORM, rotates
+from llmshearing.architecture.shapes import ModelShape, find_module
 from llmshearing.errors import InputError
-from llmshearing.pruning.fold import rule_for
-from llmshearing.shape import ModelShape
 
-# Which norm's weight moves into which layer.
-_READS = {
-    "self_attn.q_proj": "input_layernorm",
-    "self_attn.k_proj": "input_layernorm",
-    "self_attn.v_proj": "input_layernorm",
-    "mlp.gate_proj": "post_attention_layernorm",
-    "mlp.up_proj": "post_attention_layernorm",
-}
-_FINAL_NORM = "model.norm.weight"
+# Of a tied model those dimensions stay that carry so many times their share, as the few "massive" ones of a trained
+# model do, and those whose final norm is so many times the median, or the median so many times it.
+_MASSIVE, _UNUSUAL = 10.0, 4.0
+
+
+@dataclass(frozen=True)
+class Moments:
+    """How the residual stream is spread over what the norms of a model read, each token at RMS one.
+
+    Args:
+        total: ``E[x x^T]`` over all norms, (d, d), float64.
+        squares: ``E[x * x]`` of each norm by its name, (d,), float64.
+    """
+
+    total: Tensor
+    squares: Mapping[str, Tensor]
+
+
+def check_rotates(source: ModelShape) -> None:
+    """Refuse a family whose residual stream cannot be turned.
+
+    Raises:
+        InputError: names the families that can be.
+    """
+    if not rotates(source.family.layout):
+        able = sorted(name for name, family in FAMILIES.items() if rotates(family.layout))
+        raise InputError(
+            f"The residual stream of a '{source.model_type}' cannot be turned: norms stand between its layers and the "
+            f"stream, or read it with weights of their own. Prune it unturned. Can be turned: {', '.join(able)}."
+        )
 
 
 @torch.no_grad()
-def residual_second_moment(model: nn.Module, batches: Iterable[Tensor]) -> Tensor:
-    """How the residual stream is spread: ``E[x x^T]`` of what all norms of ``model`` read, each ``x`` at RMS one.
+def residual_moments(model: nn.Module, batches: Iterable[Tensor], source: ModelShape) -> Moments:
+    """The moments of ``model``, a ``transformers`` causal LM, on ``batches`` of token ids, each (batch, length).
 
-    Args:
-        model: a ``transformers`` causal LM of the LLaMA family.
-        batches: token ids, each (batch, length).
-
-    Returns:
-        (hidden_size, hidden_size), float64, on the CPU.
+    Everything is summed where the model is: per norm and batch one (d, d) product, and nothing goes to the host.
     """
     backbone = cast(Any, model).model
-    norms = [norm for layer in backbone.layers for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
-    norms.append(backbone.norm)
-    total, count = torch.zeros(()), 0
+    reading = sorted(module.name for module in source.layer if module.is_hidden_norm)
+    norms = {FINAL_NORM.name: backbone.norm}
+    for index, layer in enumerate(backbone.layers):
+        norms |= {f"model.layers.{index}.{name}": layer.get_submodule(name) for name in reading}
+    total: Tensor | None = None
+    squares: dict[str, Tensor] = {}
+    count = 0
 
-    def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        nonlocal total, count
-        x = inputs[0].flatten(0, -2).float()
-        x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-12)
-        total, count = total + (x.T @ x).double().cpu(), count + len(x)
+    def watch(name: str) -> Any:
+        def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            nonlocal total, count
+            x = inputs[0].flatten(0, -2).float()  # (n, d)
+            x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-12)
+            product = (x.T @ x).double()
+            total = product if total is None else total.add_(product)
+            squares[name] = squares.get(name, 0) + product.diagonal().clone()
+            count += len(x) if name == FINAL_NORM.name else 0
 
-    hooks = [norm.register_forward_pre_hook(add) for norm in norms]
+        return add
+
+    hooks = [norm.register_forward_pre_hook(watch(name)) for name, norm in norms.items()]
     try:
         for batch in batches:
             model(input_ids=batch, use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
-    return total / count
+    assert total is not None
+    return Moments(total / (count * len(norms)), {name: square / count for name, square in squares.items()})
 
 
 def principal_components(second_moment: Tensor) -> Tensor:
@@ -72,44 +112,100 @@ def principal_components(second_moment: Tensor) -> Tensor:
     return directions * largest.sign()
 
 
-def rotate_state_dict(state_dict: Mapping[str, Tensor], rotation: Tensor, source: ModelShape) -> dict[str, Tensor]:
-    """The same model with its residual stream turned: ``x`` becomes ``rotation.T @ x``.
-
-    Exact, but for tied embeddings: one matrix cannot take the final norm's weight ``g`` as the head and be without it
-    as the embedding. There the final norm keeps the diagonal of ``rotation.T @ diag(g) @ rotation``, which is exact
-    only where all of ``g`` is equal.
+@dataclass(frozen=True)
+class Turn:
+    """What becomes of the residual stream: ``x`` (d,) becomes ``rotation.T @ (stretch * x)``.
 
     Args:
-        state_dict: tensors by Hugging Face name.
-        rotation: orthogonal, (hidden_size, hidden_size).
-        source: shape of the tensors.
+        rotation: orthogonal, (d, d).
+        stretch: (d,), all positive; ``None`` for ones.
+        growth: by norm, what the stream's RMS is multiplied by on the way; 1 where it has none.
+    """
 
-    Returns:
-        Tensors of the same names, shapes and dtypes; norms of the residual stream have weights of one.
+    rotation: Tensor
+    stretch: Tensor | None = None
+    growth: Mapping[str, float] = field(default_factory=dict)
+
+    def to(self, device: torch.device) -> Turn:
+        """The same on another device."""
+        stretch = None if self.stretch is None else self.stretch.to(device)
+        return Turn(self.rotation.to(device), stretch, self.growth)
+
+
+def turn_to_principal_components(moments: Moments, tied_norm: Tensor | None = None) -> Turn:
+    """The turn that puts the strongest directions of the stream first.
+
+    Args:
+        moments: of the model to turn.
+        tied_norm: the final norm's weight, (d,), where the embeddings are tied.
+    """
+    if tied_norm is None:
+        return Turn(principal_components(moments.total))
+    weight = tied_norm.to(moments.total)
+    still = _dimensions_that_stay(moments.total.diagonal(), weight)
+    stretch = torch.where(still, 1.0, (weight / weight[~still].median()).clamp(min=0).sqrt())
+    # The mean ratio of the RMS after to the RMS before, which is one.
+    growth = {name: (stretch.square() * square).mean().sqrt().item() for name, square in moments.squares.items()}
+    spread = moments.total * stretch * stretch.unsqueeze(-1)
+    apart = still | still.unsqueeze(-1)
+    spread = torch.where(apart, spread.diagonal().diag_embed(), spread)
+    return Turn(principal_components(spread), stretch, growth)
+
+
+def _dimensions_that_stay(strength: Tensor, weight: Tensor) -> Tensor:
+    """Mask of the dimensions that a tied model keeps as they are, (d,): the massive ones, and unusual final norms."""
+    ratio = weight / weight[weight > 0].median()
+    return (strength > _MASSIVE * strength.mean()) | (ratio < 1 / _UNUSUAL) | (ratio > _UNUSUAL)
+
+
+def turn_tensor(key: str, tensor: Tensor, norms: Mapping[str, Tensor], turn: Turn, source: ModelShape) -> Tensor:
+    """One tensor of the turned model, in its own dtype.
+
+    Args:
+        key: its Hugging Face name.
+        tensor: its values before.
+        norms: the weights of the model's norms *before* the turn, by Hugging Face name.
+        turn: where the residual stream goes.
+        source: shape of the model.
 
     Raises:
-        InputError: a tensor that a LLaMA-family model does not have.
+        InputError: a tensor that the family does not have.
     """
-    rotated = {}
-    for key, tensor in state_dict.items():
-        found = rule_for(key, tied=source.tie_word_embeddings)
-        if found is None:
-            raise InputError(f"Tensor '{key}' is not part of a LLaMA-family model; rotation does not know what it is.")
-        rule, layer = found
-        turn = rotation.to(device=tensor.device)
-        wide = tensor.to(turn.dtype)
-        name = key.rsplit(".", 1)[0]
-        if name.endswith("norm") and rule.rows == "hidden":
-            tied_norm = key == _FINAL_NORM and source.tie_word_embeddings
-            wide = (turn.T * wide @ turn).diagonal() if tied_norm else torch.ones_like(wide)
-        elif rule.rows == "hidden":
-            wide = turn.T @ wide
-        elif rule.columns == "hidden" and tensor.dim() == 2:
-            if layer is not None:
-                norm = _READS[name.split(f"layers.{layer}.", 1)[1]]
-                wide = wide * state_dict[f"model.layers.{layer}.{norm}.weight"].to(wide)
-            elif name == "lm_head" and not source.tie_word_embeddings:
-                wide = wide * state_dict[_FINAL_NORM].to(wide)
-            wide = wide @ turn
-        rotated[key] = wide.to(tensor.dtype)
-    return rotated
+    found = find_module(key, source)
+    if found is None:
+        raise InputError(f"Tensor '{key}' is not part of a '{source.model_type}'; what it is, is not known.")
+    module, layer = found
+    wide, rotation, stretch = tensor.to(turn.rotation.dtype), turn.rotation, turn.stretch
+    place = "" if layer is None else f"model.layers.{layer}."
+    if module.is_hidden_norm:
+        if module.name == FINAL_NORM.name and source.tie_word_embeddings:
+            left = wide if stretch is None else wide / stretch.square()
+            wide = torch.einsum("ij,i,ij->j", rotation, left, rotation)
+        else:
+            wide = torch.ones_like(wide)
+        wide = wide * turn.growth.get(place + module.name, 1.0)
+    elif module.rows == (HIDDEN,):
+        if stretch is not None:
+            wide = wide * (stretch.unsqueeze(-1) if wide.dim() == 2 else stretch)
+        wide = rotation.T @ wide
+    elif module.columns == HIDDEN and tensor.dim() == 2:
+        if module.reads is not None:
+            wide = wide * norms[f"{place}{module.reads}.weight"].to(wide)
+        if stretch is not None:
+            wide = wide * stretch if module.reads is None else wide / stretch
+        wide = wide @ rotation
+    return wide.to(tensor.dtype)
+
+
+@torch.no_grad()
+def rotate_model(model: nn.Module, turn: Turn, source: ModelShape) -> None:
+    """Turn the residual stream of ``model`` in place, one tensor at a time, where each lies.
+
+    Raises:
+        InputError: the stream of this family cannot be turned.
+    """
+    check_rotates(source)
+    tensors = dict(model.named_parameters())
+    norms = {key: tensor.clone() for key, tensor in tensors.items() if key.endswith("norm.weight")}
+    for key, tensor in tensors.items():
+        tensor.copy_(turn_tensor(key, tensor, norms, turn.to(tensor.device), source))

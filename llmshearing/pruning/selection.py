@@ -31,7 +31,7 @@ class Importance:
     """
 
     def __init__(self, groups: Iterable[UnitGroup], *, device: torch.device) -> None:
-        self.scores = {group.dimension: torch.zeros(group.shape, device=device) for group in groups}
+        self.scores: dict[str, Tensor] = {group.dimension: torch.zeros(group.shape, device=device) for group in groups}
 
     def draw(self) -> dict[str, Tensor]:
         """Masks of one, whose gradients :meth:`add` takes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,22 +10,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmshearing.architecture.axes import HEADS, HIDDEN, INTERMEDIATE, KV_HEADS, LAYERS, Axis, Scale
+from llmshearing.architecture.layouts import EMBEDDING, TIED_FINAL_NORM
+from llmshearing.architecture.modules import Module
+from llmshearing.architecture.shapes import ModelShape, find_module
 from llmshearing.errors import InputError
-from llmshearing.pruning.fold import Masks, fold, rule_for, scale_vectors
-from llmshearing.pruning.target import HEADS, HIDDEN, INTERMEDIATE, KV_HEADS, LAYERS, unit_groups
-from llmshearing.shape import ModelShape
+from llmshearing.pruning.fold import Masks, fold, scale_vectors, vector_name
+from llmshearing.pruning.target import unit_groups
 
 
 @dataclass(frozen=True)
 class Placement:
-    """What becomes of one tensor: its new name and shape, the rows and columns it keeps, and what scales them."""
+    """What becomes of one tensor: its new name and shape, the rows and columns it keeps, and what scales them.
+
+    ``factor`` scales all of it; all scales act on ``offset`` plus the tensor, and the offset is taken off again.
+    """
 
     name: str
     shape: tuple[int, ...]
-    rows: Tensor | None
-    columns: Tensor | None
-    scale_rows: Tensor | None
-    scale_columns: Tensor | None
+    rows: Tensor | None = None
+    columns: Tensor | None = None
+    scale_rows: Tensor | None = None
+    scale_columns: Tensor | None = None
+    factor: float = 1.0
+    offset: float = 0.0
 
     def cut(self, tensor: Tensor) -> Tensor:
         """The kept part of ``tensor`` with the masks multiplied in, at float32 or wider, then in its own dtype."""
@@ -32,10 +41,17 @@ class Placement:
             if index is not None and len(index) < tensor.shape[axis]:
                 tensor = tensor.index_select(axis, index)
         columns = self.scale_columns if tensor.dim() == 2 else None
-        if self.scale_rows is None and columns is None:
+        if self.scale_rows is None and columns is None and self.factor == 1:
             return tensor.contiguous()
         wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-        return fold(wide, self.scale_rows, columns).to(tensor.dtype).contiguous()
+        if self.offset:
+            wide = wide + self.offset
+        wide = fold(wide, self.scale_rows, columns)
+        if self.factor != 1:
+            wide = wide * self.factor
+        if self.offset:
+            wide = wide - self.offset
+        return wide.to(tensor.dtype).contiguous()
 
 
 class Shears:
@@ -57,12 +73,6 @@ class Shears:
         self.masks = {name: mask.detach().cpu() for name, mask in masks.items()}
         self._check()
         self._scales = scale_vectors(self.masks, source)
-        self._sizes = {
-            "hidden": source.hidden_size,
-            "intermediate": source.intermediate_size,
-            "queries": source.num_attention_heads * source.head_dim,
-            "keys": source.num_key_value_heads * source.head_dim,
-        }
         self.layers = self._kept(LAYERS, source.num_hidden_layers)
         self.hidden = self._kept(HIDDEN, source.hidden_size)
 
@@ -111,24 +121,25 @@ class Shears:
         Raises:
             InputError: a name or size that a model of the source shape does not have.
         """
-        found = rule_for(key, tied=self.source.tie_word_embeddings)
+        found = find_module(key, self.source)
         if found is None:
-            raise InputError(f"Tensor '{key}' is not part of a LLaMA-family model; shearing does not know what it is.")
-        rule, layer = found
+            raise InputError(f"Tensor '{key}' is not part of a '{self.source.model_type}'; what it is, is not known.")
+        module, layer = found
         if layer is not None and layer >= self.source.num_hidden_layers:
             raise InputError(f"Tensor '{key}' belongs to a layer beyond the {self.source.num_hidden_layers} expected.")
-        for axis, units in enumerate((rule.rows, rule.columns)[: len(shape)]):
-            if units is not None and shape[axis] != self._sizes[units]:
+        axes = (module.rows, () if module.columns is None else (module.columns,))[: len(shape)]
+        for number, axis in enumerate(axes):
+            if shape[number] != (size := sum(map(self.source.length, axis))):
                 raise InputError(
-                    f"Tensor '{key}' has shape {tuple(shape)}, but axis {axis} should have {self._sizes[units]} "
-                    "entries: the weights are not of the source shape."
+                    f"Tensor '{key}' has shape {tuple(shape)}, but axis {number} should have {size} entries: the "
+                    "weights are not of the source shape."
                 )
         name = key
         if layer is not None:
             if layer not in self.layers:
                 return None
             name = key.replace(f"layers.{layer}.", f"layers.{self.layers.index(layer)}.", 1)
-        rows, columns = self._indices(rule.rows, layer), self._indices(rule.columns, layer)
+        rows, columns = (self._indices(axis, layer) for axis in (*axes, ())[:2])
         return Placement(
             name=name,
             shape=tuple(
@@ -137,25 +148,46 @@ class Shears:
             ),
             rows=rows,
             columns=columns,
-            scale_rows=self._scale(rule.scale_rows, layer, rows),
-            scale_columns=self._scale(rule.scale_columns, layer, columns),
+            scale_rows=self._scale(module.scale_rows, layer, rows),
+            scale_columns=self._scale(module.scale_columns, layer, columns),
+            factor=self._factor(module),
+            offset=float(module.is_norm and self.source.family.norm.offset),
         )
 
-    def _indices(self, units: str | None, layer: int | None) -> Tensor | None:
-        if units is None or units == "hidden":
-            return None if units is None else torch.tensor(self.hidden)
-        assert layer is not None
-        kept = self.kept_in_layer(layer)
-        if units == "intermediate":
-            return torch.tensor(kept[INTERMEDIATE])
-        heads = torch.tensor(kept[HEADS if units == "queries" else KV_HEADS])
-        width = self.source.head_dim
-        return (heads.unsqueeze(-1) * width + torch.arange(width)).flatten()
+    def _factor(self, module: Module) -> float:
+        """What makes up for an embedding scaled by the root of hidden_size, which is smaller now: a factor for the
+        matrix, and where that is the head as well, its inverse for the final norm."""
+        if not self.source.family.scaled_embedding:
+            return 1.0
+        ratio = math.sqrt(self.source.hidden_size / self.target.hidden_size)
+        if module is EMBEDDING:
+            return ratio
+        return 1 / ratio if module is TIED_FINAL_NORM else 1.0
 
-    def _scale(self, name: str | None, layer: int | None, index: Tensor | None) -> Tensor | None:
+    def _indices(self, axes: Sequence[Axis], layer: int | None) -> Tensor | None:
+        """Kept entries of a tensor's axis, fused from ``axes``; ``None`` where nothing of it is ever dropped."""
+        if not any(axis in (HIDDEN, INTERMEDIATE, HEADS, KV_HEADS) for axis in axes):
+            return None
+        kept, start = [], 0
+        for axis in axes:
+            kept.append(start + self._kept_entries(axis, layer))
+            start += self.source.length(axis)
+        return torch.cat(kept)
+
+    def _kept_entries(self, axis: Axis, layer: int | None) -> Tensor:
+        if axis == HIDDEN:
+            return torch.tensor(self.hidden)
+        assert layer is not None
+        kept = torch.tensor(self.kept_in_layer(layer)[axis])
+        if axis == INTERMEDIATE:
+            return kept
+        width = self.source.head_dim
+        return (kept.unsqueeze(-1) * width + torch.arange(width)).flatten()
+
+    def _scale(self, scale: Scale | None, layer: int | None, index: Tensor | None) -> Tensor | None:
         """The kept entries of a scale vector; ``None`` where the tensor has none or its masks are absent."""
-        scale = self._scales.get(name if name == "hidden" else f"{name}.{layer}") if name else None
-        return scale if scale is None or index is None else scale[index]
+        vector = self._scales.get(vector_name(scale, layer)) if scale else None
+        return vector if vector is None or index is None else vector[index]
 
 
 def shear_state_dict(

@@ -8,17 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from llmshearing.architecture.axes import DIMENSIONS, HEADS, HIDDEN, INTERMEDIATE, KV_HEADS, LAYERS, Dimension
+from llmshearing.architecture.shapes import ModelShape
 from llmshearing.arguments import whole
 from llmshearing.errors import InputError, unknown_name
 from llmshearing.pruning.hard_concrete import MAX_KEEP_PROBABILITY, MIN_KEEP_PROBABILITY
-from llmshearing.shape import ModelShape
-
-LAYERS = "num_hidden_layers"
-HIDDEN = "hidden_size"
-INTERMEDIATE = "intermediate_size"
-HEADS = "num_attention_heads"
-KV_HEADS = "num_key_value_heads"
-DIMENSIONS = (LAYERS, HIDDEN, INTERMEDIATE, KV_HEADS, HEADS)
 
 
 @dataclass(frozen=True)
@@ -36,7 +30,7 @@ class UnitGroup:
     ======================  ======================  =====================================================
     """
 
-    dimension: str
+    dimension: Dimension
     shape: tuple[int, ...]
     num_kept: int
     multiple: int = 1  # what one unit of every group adds to the dimension's size in the config
@@ -138,7 +132,7 @@ def _check_learnable(group: UnitGroup) -> None:
 
 
 def unit_groups(source: ModelShape, target: ModelShape) -> list[UnitGroup]:
-    """The groups whose size differs between the two shapes, in the order of :data:`DIMENSIONS`."""
+    """The groups whose size differs between the two shapes, in the order of ``DIMENSIONS``."""
     layers, groups = source.num_hidden_layers, source.num_key_value_heads
     all_groups = [
         UnitGroup(LAYERS, (layers,), target.num_hidden_layers),

@@ -22,8 +22,8 @@ from benchmarks.quality.report import compare_budgets, compare_mixes, compare_wa
 from benchmarks.quality.run import run
 from benchmarks.quality.sources import Source, stories, tiny
 from benchmarks.quality.ways import WAYS
+from llmshearing.architecture.shapes import ModelShape
 from llmshearing.convert.rotate import rotate
-from llmshearing.shape import ModelShape
 from tests.conftest import REPOSITORY
 
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from llmshearing import ModelShape
+from llmshearing.architecture.shapes import parameter_shapes
 from llmshearing.convert import commands
 from llmshearing.convert.__main__ import main
 from llmshearing.convert.commands import export, shear
-from llmshearing.convert.layout import parameter_shapes
 from llmshearing.data.loaders import build_dynamic_streaming_dataloader
 from llmshearing.pruning.hard_concrete import deterministic
 from llmshearing.pruning.shear import shear_state_dict

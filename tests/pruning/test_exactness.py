@@ -9,13 +9,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from llmshearing.architecture.axes import DIMENSIONS
+from llmshearing.architecture.shapes import ModelShape
 from llmshearing.errors import InputError
 from llmshearing.pruning.fold import scale_vectors
 from llmshearing.pruning.hard_concrete import deterministic
 from llmshearing.pruning.masked import FoldedLinear, MaskedModel
 from llmshearing.pruning.shear import shear_state_dict
-from llmshearing.pruning.target import DIMENSIONS, resolve_target, unit_groups
-from llmshearing.shape import ModelShape
+from llmshearing.pruning.target import resolve_target, unit_groups
 from tests.models import FAMILIES, make_config, make_model, token_ids
 
 HALF = {

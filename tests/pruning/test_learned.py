@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from llmshearing.architecture.axes import HIDDEN, INTERMEDIATE, KV_HEADS, LAYERS
+from llmshearing.architecture.shapes import ModelShape
 from llmshearing.pruning.hard_concrete import LOG_ALPHA_MAX, LOG_ALPHA_MIN, keep_probability
 from llmshearing.pruning.lagrangian import Multipliers, constraint, target_fraction
 from llmshearing.pruning.learned import LearnedMasks
 from llmshearing.pruning.selection import random_scores
-from llmshearing.pruning.target import HIDDEN, INTERMEDIATE, KV_HEADS, LAYERS, UnitGroup, resolve_target, unit_groups
-from llmshearing.shape import ModelShape
+from llmshearing.pruning.target import UnitGroup, resolve_target, unit_groups
 
 SOURCE = ModelShape(32, 48, 4, 4, 4, 8, 64)
 GROUPS = unit_groups(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from llmshearing.architecture.shapes import ModelShape
 from llmshearing.errors import InputError
 from llmshearing.pruning.shear import Shears, shear_state_dict
 from llmshearing.pruning.target import resolve_target
-from llmshearing.shape import ModelShape
 from tests.models import make_model
 
 TARGET = {"hidden_size": 24, "num_attention_heads": 4}
@@ -64,7 +64,7 @@ def test_masks_that_are_not_finite_are_refused(given) -> None:
 
 def test_foreign_tensors_are_refused_by_name(given) -> None:
     state, masks, source, target = given
-    with pytest.raises(InputError, match=r"'model.layers.0.mlp.experts.weight' is not part of a LLaMA-family model"):
+    with pytest.raises(InputError, match=r"'model.layers.0.mlp.experts.weight' is not part of a .llama."):
         shear_state_dict({**state, "model.layers.0.mlp.experts.weight": torch.ones(1)}, masks, source, target)
     with pytest.raises(InputError, match="beyond the 4 expected"):
         shear_state_dict({"model.layers.9.input_layernorm.weight": torch.ones(48)}, masks, source, target)

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from llmshearing.architecture.shapes import ModelShape
 from llmshearing.errors import InputError
 from llmshearing.pruning.hard_concrete import (
     LOG_ALPHA_MAX,
@@ -14,7 +15,6 @@ from llmshearing.pruning.hard_concrete import (
     keep_probability,
 )
 from llmshearing.pruning.target import groups_to_prune, resolve_target, unit_groups
-from llmshearing.shape import ModelShape
 
 GQA = ModelShape(48, 80, 4, 8, 4, 8, 96)
 MHA = ModelShape(48, 80, 4, 8, 8, 8, 96)
