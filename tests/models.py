@@ -27,17 +27,34 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+BIASED = {"attention_bias": True, "mlp_bias": True}
 # name -> model_type and what differs from SIZES
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama2": ("llama", {"num_key_value_heads": 8}),
     "llama3": ("llama", {"rope_scaling": LLAMA3_ROPE}),
-    "llama-biased": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama-biased": ("llama", BIASED),
     "llama-tied": ("llama", {"tie_word_embeddings": True}),
     "mistral": ("mistral", {"sliding_window": 8}),
+    "mistral-tied": ("mistral", {"sliding_window": None, "tie_word_embeddings": True}),
     "qwen2": ("qwen2", {}),
+    "qwen2-window": ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2}),
     "qwen2-tied": ("qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("qwen3", {}),
     "qwen3-tied": ("qwen3", {"tie_word_embeddings": True}),
+    "granite": ("granite", {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 2.0, **BIASED}),
+    "granite-tied": ("granite", {"tie_word_embeddings": True, "attention_multiplier": 0.3}),
+    "phi3": ("phi3", {"sliding_window": 8, "pad_token_id": 0}),
+    "phi3-tied": ("phi3", {"partial_rotary_factor": 0.75, "tie_word_embeddings": True, "pad_token_id": 0}),
+    "glm": ("glm", {"attention_bias": True, "pad_token_id": 0}),
+    "glm-tied": ("glm", {"tie_word_embeddings": True, "pad_token_id": 0}),
+    "glm4": ("glm4", {"attention_bias": True, "pad_token_id": 0}),
+    "glm4-tied": ("glm4", {"tie_word_embeddings": True, "pad_token_id": 0}),
+    "olmo2": ("olmo2", {}),
+    "olmo2-tied": ("olmo2", {"tie_word_embeddings": True, "attention_bias": True}),
+    "gemma2-tied": ("gemma2", {"sliding_window": 8, "query_pre_attn_scalar": 12}),
+    "gemma2": ("gemma2", {"tie_word_embeddings": False, "attention_bias": True}),
+    "gemma3-tied": ("gemma3_text", {"sliding_window": 8, "sliding_window_pattern": 2}),
+    "gemma3": ("gemma3_text", {"tie_word_embeddings": False, "sliding_window": 8, "final_logit_softcapping": 5.0}),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmshearing.architecture.axes import HEADS, HIDDEN, KV_HEADS, VOCABULARY
 from llmshearing.architecture.axes import INTERMEDIATE as NEURONS
-from llmshearing.architecture.modules import Module, head_norm, norm, reader, writer
+from llmshearing.architecture.modules import Module, head_norm, norm, post_norm, reader, writer
 
 Layout = tuple[Module, ...]
 
@@ -20,6 +20,73 @@ LLAMA: Layout = (
     writer("mlp.down_proj", NEURONS, bias="mlp_bias"),
     norm("input_layernorm"),
     norm("post_attention_layernorm"),
+)
+
+# q, k, v in one matrix, and gate and up in another.
+PHI3: Layout = (
+    writer("self_attn.o_proj", HEADS),
+    reader("self_attn.qkv_proj", HEADS, KV_HEADS, KV_HEADS, reads="input_layernorm"),
+    reader("mlp.gate_up_proj", NEURONS, NEURONS, reads="post_attention_layernorm"),
+    writer("mlp.down_proj", NEURONS),
+    norm("input_layernorm"),
+    norm("post_attention_layernorm"),
+)
+
+GLM: Layout = (
+    reader("self_attn.q_proj", HEADS, reads="input_layernorm", bias="qkv_bias"),
+    reader("self_attn.k_proj", KV_HEADS, reads="input_layernorm", bias="qkv_bias"),
+    reader("self_attn.v_proj", KV_HEADS, reads="input_layernorm", bias="qkv_bias"),
+    writer("self_attn.o_proj", HEADS),
+    reader("mlp.gate_up_proj", NEURONS, NEURONS, reads="post_attention_layernorm"),
+    writer("mlp.down_proj", NEURONS),
+    norm("input_layernorm"),
+    norm("post_attention_layernorm"),
+)
+
+# GLM's with a norm behind attention and MLP as well.
+GLM4: Layout = (
+    reader("self_attn.q_proj", HEADS, reads="input_layernorm", bias="qkv_bias"),
+    reader("self_attn.k_proj", KV_HEADS, reads="input_layernorm", bias="qkv_bias"),
+    reader("self_attn.v_proj", KV_HEADS, reads="input_layernorm", bias="qkv_bias"),
+    writer("self_attn.o_proj", HEADS, normed=True),
+    reader("mlp.gate_up_proj", NEURONS, NEURONS, reads="post_attention_layernorm"),
+    writer("mlp.down_proj", NEURONS, normed=True),
+    norm("input_layernorm"),
+    norm("post_attention_layernorm"),
+    post_norm("post_self_attn_layernorm"),
+    post_norm("post_mlp_layernorm"),
+)
+
+# Norms behind attention and MLP only, and of queries and keys over all heads.
+OLMO2: Layout = (
+    reader("self_attn.q_proj", HEADS, reads=None, bias="qkv_bias"),
+    reader("self_attn.k_proj", KV_HEADS, reads=None, bias="qkv_bias"),
+    reader("self_attn.v_proj", KV_HEADS, reads=None, bias="qkv_bias"),
+    writer("self_attn.o_proj", HEADS, normed=True, bias="output_bias"),
+    head_norm("self_attn.q_norm", HEADS),
+    head_norm("self_attn.k_norm", KV_HEADS),
+    reader("mlp.gate_proj", NEURONS, reads=None),
+    reader("mlp.up_proj", NEURONS, reads=None),
+    writer("mlp.down_proj", NEURONS, normed=True),
+    post_norm("post_attention_layernorm"),
+    post_norm("post_feedforward_layernorm"),
+)
+
+# Norms before and behind attention and MLP.
+GEMMA: Layout = (
+    reader("self_attn.q_proj", HEADS, reads="input_layernorm", bias="qkv_bias"),
+    reader("self_attn.k_proj", KV_HEADS, reads="input_layernorm", bias="qkv_bias"),
+    reader("self_attn.v_proj", KV_HEADS, reads="input_layernorm", bias="qkv_bias"),
+    writer("self_attn.o_proj", HEADS, normed=True, bias="output_bias"),
+    head_norm("self_attn.q_norm"),
+    head_norm("self_attn.k_norm"),
+    reader("mlp.gate_proj", NEURONS, reads="pre_feedforward_layernorm"),
+    reader("mlp.up_proj", NEURONS, reads="pre_feedforward_layernorm"),
+    writer("mlp.down_proj", NEURONS, normed=True),
+    norm("input_layernorm"),
+    post_norm("post_attention_layernorm"),
+    norm("pre_feedforward_layernorm"),
+    post_norm("post_feedforward_layernorm"),
 )
 
 # A tied matrix takes z once, as the embedding; the final norm, which would bring it again, goes unscaled.

@@ -73,7 +73,7 @@ class ModelShape:
             num_key_value_heads=groups,
             head_dim=head_dim,
             vocab_size=_size(config, "vocab_size"),
-            tie_word_embeddings=bool(config.tie_word_embeddings),
+            tie_word_embeddings=bool(getattr(config, "tie_word_embeddings", family.tied)),
             model_type=config.model_type,
             **extras,
         )

@@ -144,8 +144,10 @@ def turn_to_principal_components(moments: Moments, tied_norm: Tensor | None = No
     weight = tied_norm.to(moments.total)
     still = _dimensions_that_stay(moments.total.diagonal(), weight)
     stretch = torch.where(still, 1.0, (weight / weight[~still].median()).clamp(min=0).sqrt())
-    # The mean ratio of the RMS after to the RMS before, which is one.
-    growth = {name: (stretch.square() * square).mean().sqrt().item() for name, square in moments.squares.items()}
+    growth = {
+        name: ((stretch.square() * square).sum() / square.sum()).sqrt().item()
+        for name, square in moments.squares.items()
+    }
     spread = moments.total * stretch * stretch.unsqueeze(-1)
     apart = still | still.unsqueeze(-1)
     spread = torch.where(apart, spread.diagonal().diag_embed(), spread)

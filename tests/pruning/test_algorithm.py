@@ -266,7 +266,7 @@ def test_unsupported_architecture_is_refused_by_name() -> None:
     model = HuggingFaceModel(
         AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", n_layer=1, n_embd=8, n_head=2))
     )
-    with pytest.raises(ValueError, match="'gpt2' are not supported. Supported: llama"):
+    with pytest.raises(ValueError, match="'gpt2' are not supported. Supported: gemma2, .*llama"):
         Trainer(model=model, algorithms=[pruning()], device="cpu", progress_bar=False)
 
 

@@ -4,7 +4,8 @@ import pytest
 from transformers import AutoConfig
 
 from llmshearing import ModelShape
-from tests.models import FAMILIES, make_model
+from llmshearing.architecture.shapes import parameter_shapes
+from tests.models import FAMILIES, make_config, make_model
 
 LLAMA = {"head_dim": 128, "vocab_size": 32000}
 KNOWN = [
@@ -28,6 +29,23 @@ def test_parameter_count_equals_that_of_the_real_model(family: str) -> None:
     assert ModelShape.from_dict(shape.to_dict()) == shape
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_names_and_shapes_are_those_of_the_real_model(family: str) -> None:
+    model = make_model(family)
+    found = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    wanted = parameter_shapes(ModelShape.from_hf_config(model.config))
+    assert found == wanted
+
+
+def test_a_shape_of_an_earlier_checkpoint_names_no_family_and_is_the_same() -> None:
+    shape = ModelShape.from_hf_config(make_config("qwen2"))
+    values = shape.to_dict()
+    assert values.pop("model_type") == "qwen2"
+    old = ModelShape.from_dict(values)
+    assert old == shape
+    assert parameter_shapes(old) == parameter_shapes(shape)
+
+
 def test_unsupported_architecture_is_refused_with_the_list_of_supported_ones() -> None:
-    with pytest.raises(ValueError, match="'gpt2' are not supported. Supported: llama, mistral, qwen2, qwen3"):
+    with pytest.raises(ValueError, match="'gpt2' are not supported. Supported: gemma2, .*llama, mistral, .*qwen3"):
         ModelShape.from_hf_config(AutoConfig.for_model("gpt2"))
