@@ -43,6 +43,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-tied": ("qwen3", {"tie_word_embeddings": True}),
     "granite": ("granite", {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 2.0, **BIASED}),
     "granite-tied": ("granite", {"tie_word_embeddings": True, "attention_multiplier": 0.3}),
+    "smollm3": ("smollm3", {"no_rope_layers": [0, 1, 1, 0], "tie_word_embeddings": False, "pad_token_id": 0, **BIASED}),
+    "smollm3-tied": ("smollm3", {"no_rope_layers": [1, 0, 1, 0], "pad_token_id": 0}),
     "phi3": ("phi3", {"sliding_window": 8, "pad_token_id": 0}),
     "phi3-tied": ("phi3", {"partial_rotary_factor": 0.75, "tie_word_embeddings": True, "pad_token_id": 0}),
     "glm": ("glm", {"attention_bias": True, "pad_token_id": 0}),

@@ -48,6 +48,9 @@ FAMILIES: dict[str, Family] = {
     "qwen2": Family("Qwen2, Qwen2.5", "Qwen2ForCausalLM", switches={"qkv_bias": True}),
     "qwen3": Family("Qwen3", "Qwen3ForCausalLM", switches={**_QKV_AND_OUTPUT, "qk_norm": True}),
     "granite": Family("Granite 3", "GraniteForCausalLM", switches=_ALL_BIASES),
+    "smollm3": Family(
+        "SmolLM3", "SmolLM3ForCausalLM", switches=_ALL_BIASES, per_layer=("layer_types", "no_rope_layers"), tied=True
+    ),
     "phi3": Family("Phi-3, Phi-4", "Phi3ForCausalLM", PHI3),
     "glm": Family("GLM-4 9B", "GlmForCausalLM", GLM, {"qkv_bias": "attention_bias"}),
     "glm4": Family("GLM-4 0414", "Glm4ForCausalLM", GLM4, {"qkv_bias": "attention_bias"}),

@@ -26,6 +26,10 @@ def test_kinds_of_attention_go_with_their_layers() -> None:
     assert sheared("gemma3-tied", [0, 3])["layer_types"] == [kinds[0], kinds[3]]
 
 
+def test_layers_without_rotary_positions_stay_without() -> None:
+    assert sheared("smollm3", [0, 2])["no_rope_layers"] == [0, 1]
+
+
 @pytest.mark.parametrize(("kept", "windows_from"), [([0, 1], 2), ([0, 3], 1), ([2, 3], 0), ([1, 2, 3], 1)])
 def test_layers_from_max_window_layers_on_keep_their_windows(kept: list[int], windows_from: int) -> None:
     config = AutoConfig.for_model(**sheared("qwen2-window", kept))
