@@ -101,7 +101,7 @@ def test_a_stream_behind_norms_is_not_turned(family: str) -> None:
 
 @pytest.mark.skipif(not (SHARED / "models/stories260K").is_dir(), reason="no ../shared/models/stories260K")
 def test_a_trained_tied_model_keeps_its_loss() -> None:
-    model = AutoModelForCausalLM.from_pretrained(SHARED / "models/stories260K", dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(SHARED / "models/stories260K").float().eval()
     rows = torch.from_numpy(np.load(SHARED / "golden/stories_self/rows.npy")[:64].astype(np.int64))
     before = model(input_ids=rows, labels=rows).loss.item()
     turn = tied_turn(model, moments_of(model, [rows]))
