@@ -24,6 +24,11 @@ from llmshearing.pruning.fold import Masks, fold, kept_masks, kept_name, scale_v
 from llmshearing.pruning.target import UnitGroup
 
 
+def _fold_columns(weight: Tensor, columns: Tensor | None) -> Tensor:
+    """``weight`` with its columns scaled, in its own dtype: no float32 copy of what FSDP hands over in bfloat16."""
+    return weight if columns is None else fold(weight, None, columns.to(weight.dtype))
+
+
 class FoldedLinear(torch.autograd.Function):
     """``x @ fold(weight, rows, columns).T`` that keeps no folded weight for the backward pass.
 
@@ -33,21 +38,26 @@ class FoldedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight, rows, columns)
-        output = functional.linear(x, fold(weight, None, columns).to(x.dtype))
+        output = functional.linear(x, _fold_columns(weight, columns).to(x.dtype))
         return output if rows is None else output.mul_(rows.to(x.dtype))  # a smaller tensor to scale than the weight
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, rows, columns = ctx.saved_tensors
         (grad,) = grads
-        grad_x = grad_weight = grad_rows = grad_columns = None
+        grad_x = grad_weight = grad_rows = grad_columns = spare = None
         with torch.autocast(x.device.type, enabled=False):
             if ctx.needs_input_grad[0]:
                 scaled = grad if rows is None else grad * rows.to(grad.dtype)
-                grad_x = scaled @ fold(weight, None, columns).to(grad.dtype)
+                folded = _fold_columns(weight, columns).to(grad.dtype)
+                grad_x = scaled @ folded
+                # Memory that is of no more use; a tensor of the weight's size less.
+                spare = folded if folded is not weight and folded.dtype == weight.dtype else None
+            if not any(ctx.needs_input_grad[1:]):
+                return grad_x, None, None, None
             grad_folded = grad.flatten(0, -2).T @ x.flatten(0, -2)
             if any(ctx.needs_input_grad[2:]):
-                product = grad_folded * weight
+                product = torch.mul(grad_folded, weight, out=spare)
                 if rows is not None and ctx.needs_input_grad[2]:
                     grad_rows = (product.sum(-1) if columns is None else product @ columns.to(product.dtype)).to(rows)
                 if columns is not None and ctx.needs_input_grad[3]:
