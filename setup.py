@@ -17,7 +17,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.13",
-    packages=find_packages(include=["llmshearing*", "data_prep*"]),
+    packages=find_packages(include=["llmshearing*"]),
     package_data={"llmshearing": ["pruning/README.md", "pruning/metadata.json", "py.typed"]},
     install_requires=[
         "mosaicml>=0.32,<0.34",

@@ -17,11 +17,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from data_prep.demo_corpus import standard_library
-from data_prep.readers import SourceFile, find_domains
-from data_prep.tokenize_file import tokenize_file
-from data_prep.tokenizer import Encoder, load_tokenizer
-from data_prep.workers import tokenize_files
+from llmshearing.data_prep.demo_corpus import standard_library
+from llmshearing.data_prep.readers import SourceFile, find_corpus
+from llmshearing.data_prep.tokenize_file import tokenize_file
+from llmshearing.data_prep.tokenizer import Encoder, load_tokenizer
+from llmshearing.data_prep.workers import tokenize_files
 
 NUM_FILES = 8
 COPIES = 2
@@ -72,7 +72,9 @@ def measures(texts: list[str], files: tuple[SourceFile, ...], encoder: Encoder) 
 
 def main() -> None:
     """Measure and print."""
-    from data_prep.train_tokenizer import train  # imports transformers, which workers would wait for at their start
+    from llmshearing.data_prep.train_tokenizer import (
+        train,  # imports transformers, which workers would wait for at their start
+    )
 
     logging.basicConfig(level=logging.WARNING)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # as in the workers
@@ -81,7 +83,7 @@ def main() -> None:
         texts = write_corpus(folder / "corpus" / "code")
         train(folder / "corpus", folder / "tokenizer", vocab_size=4096, bytes_per_domain=2_000_000)
         encoder = load_tokenizer(str(folder / "tokenizer")).encoder
-        timed = measures(texts, find_domains(folder / "corpus")["code"], encoder)
+        timed = measures(texts, find_corpus(folder / "corpus")["code"], encoder)
         speeds: dict[str, list[float]] = {name: [] for name in timed}
         for _ in range(ROUNDS):
             for name, measure in timed.items():

@@ -111,6 +111,7 @@ def measure_edge(root: Path, *, workers: int = 2, rounds: int = 6) -> None:
     loader = dynamic(root, workers, held=False)
     first, all_batches = [], []
     batches = iter(loader)
+    proportions = loader.dataset.rounds.at(0).proportions
     for _ in range(rounds):
         begin = time.perf_counter()
         next(batches)
@@ -118,7 +119,7 @@ def measure_edge(root: Path, *, workers: int = 2, rounds: int = 6) -> None:
         for _ in range(INTERVAL - 1):
             next(batches)
         all_batches.append(time.perf_counter() - begin)
-        loader.dataset.rounds.update(loader.dataset.rounds.newest.proportions)
+        loader.dataset.rounds.update(proportions)
     whole = statistics.median(all_batches[1:])
     edge = statistics.median(first[1:]) - whole / INTERVAL
     trained = whole + INTERVAL * STEP
@@ -179,7 +180,7 @@ def measure_scale(root: Path, *, shards: int = 4000) -> None:
 
         def plan(dataset: DynamicStreamingDataset = dataset) -> Any:
             dataset._orders.clear()  # a new process knows no order yet
-            first = dataset.rounds.newest
+            first = dataset.rounds.at(0)
             return dataset._sample_ids(first, np.arange(first.size))
 
         planned, plan_peak, _ = cost(plan)

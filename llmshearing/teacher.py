@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from llmshearing.errors import InputError
+from llmshearing.models.hub import hub_options
 from llmshearing.models.loading import load_reporting
 
 _CHUNK = 1024  # tokens whose logits the teacher holds at a time
@@ -123,7 +124,7 @@ def load_own_tokenizer(name: str, *, local: bool = False) -> PreTrainedTokenizer
     if Path(name).is_dir() and not any(Path(name).glob("*token*")):
         return None
     try:
-        return AutoTokenizer.from_pretrained(name, local_files_only=local)
+        return AutoTokenizer.from_pretrained(name, **({"local_files_only": True} if local else hub_options(name)))
     except Exception:  # none, or one of a form that transformers here does not know
         return None
 

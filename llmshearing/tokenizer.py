@@ -7,6 +7,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from llmshearing.errors import InputError, one_line, unknown_name
+from llmshearing.models.hub import hub_options
 
 
 def load_tokenizer(settings: dict[str, Any], max_seq_len: int) -> PreTrainedTokenizerBase:
@@ -28,7 +29,7 @@ def load_tokenizer(settings: dict[str, Any], max_seq_len: int) -> PreTrainedToke
     if not isinstance(options, dict):
         raise InputError(f"tokenizer.kwargs is {options!r}; it must be a mapping of AutoTokenizer's arguments.")
     try:
-        return AutoTokenizer.from_pretrained(name, **{"model_max_length": max_seq_len, **options})
+        return AutoTokenizer.from_pretrained(name, **{"model_max_length": max_seq_len, **hub_options(name), **options})
     except (OSError, ValueError) as error:
         raise InputError(f"There is no tokenizer at '{name}': {one_line(error)}") from error
     except Exception as error:  # its files are parsed by many parsers, each with errors of its own

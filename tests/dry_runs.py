@@ -6,7 +6,7 @@ import resource
 from pathlib import Path
 from typing import Any
 
-from data_prep import debug_corpus, prepare, train_tokenizer
+from llmshearing.data_prep import debug_corpus, prepare, train_tokenizer
 from llmshearing.dry_run.parts import Findings
 from llmshearing.dry_run.report import Devices, describe
 from llmshearing.recipe import load_recipe

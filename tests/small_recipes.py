@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from transformers import PreTrainedTokenizerFast
 
-from data_prep import debug_corpus, train_tokenizer
+from llmshearing.data_prep import debug_corpus, train_tokenizer
 from tests.conftest import REPOSITORY
 from tests.forkserver import ForkServer
 from tests.models import make_model

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from importlib.metadata import entry_points
+from pathlib import Path
 
 import pytest
 
@@ -44,3 +47,44 @@ def test_other_names_are_not() -> None:
 def test_llm_foundry_finds_our_parts_by_the_names_that_recipes_use(kind: str, name: str) -> None:
     (entry,) = entry_points(group=f"llmfoundry_{kind}", name=name)
     assert entry.load() is resolve({"dataloaders": "train_loader", "models": "model"}.get(kind, kind), name)
+
+
+def imported(path: Path, name: str) -> set[str]:
+    """The modules of the package that a module imports when it is imported itself."""
+    found: set[str] = set()
+    waiting: list[ast.AST] = [ast.parse(path.read_text())]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module is not None
+            assert node.level == 0
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            waiting += node.orelse
+        elif not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            waiting += ast.iter_child_nodes(node)
+    return {module for module in found if module.startswith("llmshearing.") and module != name}
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    root = Path(llmshearing.__file__).parent
+    modules = {}
+    for path in root.rglob("*.py"):
+        parts = path.relative_to(root.parent).with_suffix("").parts
+        modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    graph = {name: imported(path, name) & modules.keys() for name, path in modules.items()}
+    assert "llmshearing.pruning.learned" in graph["llmshearing.pruning.functional"]
+    tuple(TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+
+
+def test_no_package_imports_one_that_imports_it() -> None:
+    """The circle that modules hide: two folders that need each other."""
+    root = Path(llmshearing.__file__).parent
+    graph: dict[str, set[str]] = {}
+    for path in root.rglob("*.py"):
+        own = path.relative_to(root).parts[0].removesuffix(".py")
+        needs = {module.split(".")[1] for module in imported(path, "")}
+        graph.setdefault(own, set()).update(needs - {own})
+    tuple(TopologicalSorter(graph).static_order())

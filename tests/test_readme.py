@@ -16,8 +16,8 @@ from composer.models import HuggingFaceModel
 from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from data_prep import debug_corpus, train_tokenizer
 from llmshearing.convert.commands import shear
+from llmshearing.data_prep import debug_corpus, train_tokenizer
 from llmshearing.recipe import KEYS
 from tests.conftest import REPOSITORY
 from tests.training import dataset

@@ -57,10 +57,16 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def write_domain(folder: Path, rows: np.ndarray) -> None:
+def write_domain(folder: Path, rows: np.ndarray, *, compression: str | None = None) -> None:
     """Small shards, so that reading crosses their borders."""
     columns = {"tokens": f"ndarray:{rows.dtype}:{rows.shape[1]}"}
-    with MDSWriter(out=str(folder), columns=columns, size_limit=600, progress_bar=False) as writer:
+    settings: dict[str, Any] = {
+        "columns": columns,
+        "size_limit": 600,
+        "progress_bar": False,
+        "compression": compression,
+    }
+    with MDSWriter(out=str(folder), **settings) as writer:
         for row in rows:
             writer.write({"tokens": row})
 
@@ -142,7 +148,7 @@ def test_eval_in_bfloat16_is_close_to_float32(model_folder: Path, data: Path) ->
 
 def test_eval_refuses_tokens_beyond_the_vocabulary(model_folder: Path, tmp_path: Path) -> None:
     write_domain(tmp_path / "cc", np.full((2, SEQUENCE), VOCABULARY, dtype=np.uint16))
-    with pytest.raises(InputError, match=r"sample 0 of domain 'cc' holds token ids from 64 to 64.*vocabulary has 64"):
+    with pytest.raises(InputError, match=r"Sample 0 of domain 'cc' holds token ids from 64 to 64.*vocabulary has 64"):
         evaluate(str(model_folder), tmp_path)
 
 
@@ -311,3 +317,24 @@ def test_eval_command_runs_as_a_module_without_composer(model_folder: Path, data
     assert done.returncode == 0, done.stderr
     assert set(json.loads(done.stdout)["losses"]) == {"wiki", "code"}
     assert "eval wiki" in done.stderr
+
+
+@pytest.mark.parametrize("compression", [None, "zstd"])
+def test_eval_reads_compressed_data_and_fetches_what_is_elsewhere(
+    model_folder: Path, tmp_path: Path, compression: str | None
+) -> None:
+    store = tmp_path / "store"
+    rows = np.random.default_rng(0).integers(0, VOCABULARY, (6, SEQUENCE)).astype(np.uint16)
+    for domain in ("books", "web"):
+        write_domain(store / "eval" / domain, rows, compression=compression)
+    (store / "manifest.json").write_text(json.dumps({"domains": {"books": {}, "web": {}}}))
+    here = evaluate(str(model_folder), store)
+    url = f"file://{store}"
+    there = evaluate(str(model_folder), url, cache=tmp_path / "cache")
+    assert there["losses"] == here["losses"]
+    assert there["data"] == url
+    assert evaluate(str(model_folder), url, cache=tmp_path / "cache")["losses"] == here["losses"]  # from the cache
+    with pytest.raises(InputError, match="is not on this machine. Give --cache FOLDER"):
+        evaluate(str(model_folder), url)
+    with pytest.raises(InputError, match="cannot be opened: file:///nowhere/manifest.json"):
+        evaluate(str(model_folder), "file:///nowhere", cache=tmp_path / "other")

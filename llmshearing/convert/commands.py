@@ -19,10 +19,10 @@ from llmshearing.convert.checkpoint import Checkpoint
 from llmshearing.convert.folder import as_json, folder_files, write_files
 from llmshearing.convert.layout import select, shape_of_config
 from llmshearing.convert.output import check_output, output_folder
-from llmshearing.convert.safetensors import DTYPES, Entry, write_shards
 from llmshearing.convert.sharded import Sharded
 from llmshearing.convert.single_file import SingleFile
 from llmshearing.convert.stored import StoredTensor
+from llmshearing.convert.weight_files import DTYPES, Entry, write_shards
 from llmshearing.data.start import ORDER
 from llmshearing.errors import InputError
 from llmshearing.pruning.shear import Placement, Shears

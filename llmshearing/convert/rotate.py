@@ -14,12 +14,13 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from llmshearing.architecture.shapes import ModelShape
 from llmshearing.convert.output import check_output, output_folder
-from llmshearing.data.tokens import TokenDecoder
+from llmshearing.data.prepared import batches, open_split
 from llmshearing.errors import InputError
 from llmshearing.models.config import one_line, read_config
+from llmshearing.models.hub import hub_options
 from llmshearing.models.pretrained import load_pretrained
 from llmshearing.pruning.rotation import check_rotates, residual_moments, rotate_model, turn_to_principal_components
-from llmshearing.reference_loss.evaluate import batches, find_domains, open_shards, sum_of_losses
+from llmshearing.reference_loss.evaluate import sum_of_losses
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ def rotate(
 
 def _copy_tokenizer(model_name: str, folder: Path) -> None:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model_name)
+        tokenizer = AutoTokenizer.from_pretrained(model_name, **hub_options(model_name))
     except Exception as error:  # families differ in how they say that files are missing
         log.warning("'%s' has no tokenizer to copy: %s", model_name, one_line(error))
         return
@@ -93,14 +94,9 @@ def _copy_tokenizer(model_name: str, folder: Path) -> None:
 
 def _calibration(data: str | Path, num_sequences: int, vocab_size: int, longest: int) -> Iterator[torch.Tensor]:
     """Sequences of every domain in turn, one at a time, (1, length)."""
-    root = Path(data)
-    domains = find_domains(root / "train" if (root / "train").is_dir() else root)
-    decode = TokenDecoder(vocab_size=vocab_size)
+    domains = open_split(data, "train", vocab_size=vocab_size)
     each = min(-(-num_sequences // len(domains)), sys.maxsize)
-    streams = [
-        itertools.islice(batches(open_shards(name, folder)[0], decode, name, 1), each)
-        for name, folder in domains.items()
-    ]
+    streams = [itertools.islice(batches(dataset, 1), each) for dataset in domains.values()]
     turns = itertools.chain.from_iterable(itertools.zip_longest(*streams))
     for ids in itertools.islice((ids for ids in turns if ids is not None), min(num_sequences, sys.maxsize)):
         if not 2 <= ids.shape[1] <= longest:

@@ -39,6 +39,14 @@ def flaw(shard: Reader) -> str | None:
     return None
 
 
+def _is_there(shard: Reader) -> bool:
+    """Whether each of a shard's files is in the local folder, as it is or compressed."""
+    folder = os.path.join(shard.dirname, shard.split)
+    return all(
+        any(os.path.exists(os.path.join(folder, info.basename)) for info in pair if info) for pair in shard.file_pairs
+    )
+
+
 def check_only_copy(shard: Reader) -> None:
     """Check a shard that cannot be fetched.
 
@@ -60,6 +68,8 @@ def fetch(stream: Stream, shard: Reader) -> None:
     """
     if not is_remote(stream):
         check_only_copy(shard)
+        if not _is_there(shard):
+            raise InputError(f"Shard '{name_of(shard)}' is missing. Copy it again, or set remote to where it is.")
     for attempt in range(2):
         try:
             stream.prepare_shard(shard)

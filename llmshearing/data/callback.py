@@ -88,7 +88,7 @@ class DynamicBatchLoading(Callback):
         dataset = training_dataset(state)
         check_loader(state, dataset)
         sample = int(state.timestamp.sample_in_epoch)
-        if dataset.rounds.schedule.start != sample:  # another fit() in this process
+        if dataset.rounds.start != sample:  # another fit() in this process
             dataset.load_state_dict(dataset.state_dict(sample))
         if sample:  # Composer would skip the batches that it thinks the dataset repeats
             state.dataset_resumption["train"] = True
@@ -101,7 +101,9 @@ class DynamicBatchLoading(Callback):
                 if domain not in dataset.domains:
                     raise unknown_name("domain in floor", domain, dataset.domains)
             check_evaluators(state, dataset)
-            self._updated(dataset, self.reference_losses)  # refuses floors that do not fit now, not after a round
+            self._updated(
+                dataset, sample, self.reference_losses
+            )  # refuses floors that do not fit now, not after a round
         report_exhaustion(state, dataset)
         report_cache(dataset)
         if not sample:  # a resumed run has logged what it stands at
@@ -120,10 +122,11 @@ class DynamicBatchLoading(Callback):
     def eval_after_all(self, state: State, logger: Logger) -> None:
         """At the end of a round: set the next one's proportions."""
         dataset = training_dataset(state)
-        if self.update_type == "constant" or int(state.timestamp.sample_in_epoch) != dataset.rounds.newest.end:
+        sample = int(state.timestamp.sample_in_epoch)
+        if self.update_type == "constant" or sample != dataset.rounds.at(sample).end:
             return
         losses = {domain: self._loss(domain) for domain in dataset.domains}
-        updated = self._updated(dataset, losses)
+        updated = self._updated(dataset, sample, losses)
         dataset.rounds.update(updated)
         for domain, loss in losses.items():
             reference = self.reference_losses[domain]
@@ -144,7 +147,7 @@ class DynamicBatchLoading(Callback):
             return
         assert state.max_duration is not None
         if sample == plan.end and state.timestamp < state.max_duration:
-            dataset.rounds.require(sample)
+            dataset.rounds.wait_for(sample)  # or raise
         self._log_use(state, logger, dataset)
         if dataset.on_exhausted == "stop" and (domains := dataset.exhausts(plan)):
             if dist.get_global_rank() == 0:
@@ -171,12 +174,12 @@ class DynamicBatchLoading(Callback):
             "Give its evaluator the same eval_interval as the others."
         )
 
-    def _updated(self, dataset: DynamicStreamingDataset, losses: Mapping[str, float]) -> list[float]:
+    def _updated(self, dataset: DynamicStreamingDataset, sample: int, losses: Mapping[str, float]) -> list[float]:
         floor: Any = self.floor
         if isinstance(floor, Mapping):
             floor = [floor.get(domain, 0.0) for domain in dataset.domains]
         updated = update_proportions(
-            dataset.rounds.newest.proportions,
+            dataset.rounds.at(sample).proportions,
             [losses[domain] for domain in dataset.domains],
             [self.reference_losses[domain] for domain in dataset.domains],
             floor=floor,

@@ -13,7 +13,6 @@ process ever waits for another one, except for the next round's plan.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 from bisect import bisect_right
@@ -209,7 +208,7 @@ class DynamicStreamingDataset(ShardedDataset):
         Returns:
             See :func:`~llmshearing.data.resume.save_state`.
         """
-        sample = num_samples if from_beginning else self.rounds.schedule.start + num_samples
+        sample = num_samples if from_beginning else self.rounds.start + num_samples
         return save_state(self.rounds.at(sample), sample, self._shape)
 
     def load_state_dict(self, obj: dict[str, Any]) -> None:
@@ -219,8 +218,7 @@ class DynamicStreamingDataset(ShardedDataset):
             InputError: the data, the domains, the seed, the proportions or start that the run began with or, within a
                 round, its sizes differ from the state's.
         """
-        plan = dataclasses.replace(restore_plan(obj, self._shape), held=self.rounds.newest.held)
-        self.rounds.begin(plan, start=obj["sample"])
+        self.rounds.begin(restore_plan(obj, self._shape), start=obj["sample"])
 
     def exhausts(self, plan: RoundPlan) -> list[str]:
         """The domains of which ``plan``'s round would repeat samples."""
@@ -238,7 +236,7 @@ class DynamicStreamingDataset(ShardedDataset):
             InputError: the next round's proportions did not come.
         """
         world = self._unique_rank_world.detect_workers()
-        sample = self.rounds.schedule.start + world.worker_of_rank * self.global_batch_size
+        sample = self.rounds.start + world.worker_of_rank * self.global_batch_size
         stride = world.workers_per_rank * self.global_batch_size
         rows = world.rank * self._rank_batch_size + np.arange(self._rank_batch_size)
         prefetcher = Prefetcher(self, ahead=self._ahead) if any(map(is_remote, self.streams)) else None

@@ -34,7 +34,7 @@ class DynamicDataLoader(DataLoader):
         atexit.register(self.dataset.rounds.close)
         try:
             while True:
-                self.dataset.rounds.require(sample)
+                self.dataset.rounds.wait_for(sample)  # or raise
                 if (batch := next(batches, None)) is None:
                     return
                 sample += self.dataset.global_batch_size

@@ -92,7 +92,8 @@ def check_evaluators(state: State, dataset: DynamicStreamingDataset) -> None:
 
 def _round_ends(state: State, dataset: DynamicStreamingDataset) -> list[int]:
     """The batches at which the next two rounds end: an interval that meets both meets all."""
-    left = dataset.rounds.newest.end - int(state.timestamp.sample_in_epoch)
+    sample = int(state.timestamp.sample_in_epoch)
+    left = dataset.rounds.at(sample).end - sample
     first = int(state.timestamp.batch) + left // dataset.global_batch_size
     return [first, first + dataset.update_interval] if left else [first + dataset.update_interval]
 

@@ -56,15 +56,20 @@ class Rounds:
     def __init__(self, plan: RoundPlan, *, timeout: float) -> None:
         self._memory = RawArray("c", 512 + 128 * len(plan.used))
         self._timeout = timeout
-        self.begin(plan, start=plan.begin)
+        self._write(Schedule(plan, plan.begin))
 
     @property
-    def newest(self) -> RoundPlan:
+    def start(self) -> int:
+        """The sample number at which iteration begins."""
+        return self._schedule.start
+
+    @property
+    def _newest(self) -> RoundPlan:
         """The newest plan. In a held run the rounds after it follow from it."""
-        return self.schedule.plan
+        return self._schedule.plan
 
     @property
-    def schedule(self) -> Schedule:
+    def _schedule(self) -> Schedule:
         """The newest schedule that was written in full."""
         while True:
             copied = self._memory.raw
@@ -74,21 +79,21 @@ class Rounds:
                 return _parse(json.loads(data))
 
     def begin(self, plan: RoundPlan, *, start: int) -> None:
-        """Let iteration begin at sample ``start``, within ``plan``."""
-        self._write(Schedule(plan, start))
+        """Let iteration begin at sample ``start``, within ``plan``; what was held stays so."""
+        self._write(Schedule(dataclasses.replace(plan, held=self._newest.held), start))
 
     def update(self, proportions: ArrayLike) -> None:
         """Set the next round's proportions, (domains,), and let the workers go on into it."""
-        self._change(plan=self.newest.following(distribution(proportions)))
+        self._change(plan=self._newest.following(distribution(proportions)))
 
     def hold(self) -> None:
         """Keep the proportions for all rounds from here on; workers no longer wait at the rounds' edges."""
-        self._change(plan=dataclasses.replace(self.newest, held=True))
+        self._change(plan=dataclasses.replace(self._newest, held=True))
 
     def open(self, *, watched: bool = False) -> int:
         """Let workers wait for plans; see :class:`Schedule`. Returns the sample number at which iteration begins."""
         self._change(closed=False, watched=watched)
-        return self.schedule.start
+        return self._schedule.start
 
     def close(self) -> None:
         """Tell workers that wait for a plan that none will come, until :meth:`open`."""
@@ -102,7 +107,7 @@ class Rounds:
         Raises:
             InputError: ``sample`` lies in no round that is known.
         """
-        plan = self.newest
+        plan = self._newest
         found = plan.covering(sample) or (plan if sample == plan.end else None)
         if found is None:
             raise InputError(
@@ -111,24 +116,17 @@ class Rounds:
             )
         return found
 
-    def require(self, sample: int) -> None:
-        """Make sure that the round of ``sample`` is planned: the training process is about to ask for it.
-
-        Raises:
-            InputError: it is not.
-        """
-        if not (plan := self.newest).reaches(sample):
-            raise self._missing(plan)
-
     def wait_for(self, sample: int) -> RoundPlan | None:
         """The plan of the round of ``sample``, or ``None`` if iteration was closed before it came.
+
+        A worker waits for it; the training process, which is about to ask for a batch of that round, does not.
 
         Raises:
             InputError: it did not come in time, or, in the training process, is not there.
         """
         deadline = time.monotonic() + self._timeout
         while True:
-            schedule = self.schedule
+            schedule = self._schedule
             plan = schedule.plan
             if sample < plan.begin:
                 raise InputError(
@@ -151,7 +149,7 @@ class Rounds:
         )
 
     def _change(self, **changes: Any) -> None:
-        self._write(dataclasses.replace(self.schedule, **changes))
+        self._write(dataclasses.replace(self._schedule, **changes))
 
     def _write(self, schedule: Schedule) -> None:
         data = json.dumps(dataclasses.asdict(schedule)).encode()

@@ -218,7 +218,7 @@ def open_data(recipe: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | No
     try:
         check_length(train, recipe["max_seq_len"])
         sequences = dict(zip(train.domains, map(int, train.samples_per_stream), strict=True))
-        shares = dict(zip(train.domains, train.rounds.newest.proportions, strict=True))
+        shares = dict(zip(train.domains, train.rounds.at(train.rounds.start).proportions, strict=True))
     finally:
         train.unlink()
     return Data(sequences, shares, _eval_sequences(recipe, evaluation, sequences, tokenizer))

@@ -12,6 +12,7 @@ from llmshearing.architecture.families import FAMILIES
 from llmshearing.architecture.shapes import ModelShape
 from llmshearing.errors import InputError, unknown_name
 from llmshearing.fileio import read_json
+from llmshearing.models.hub import hub_options
 
 # Values that a model takes without a look at their type, and uses in the middle of a batch.
 _LIKE = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "vocab_size": 32000}
@@ -55,7 +56,7 @@ def read_config(path: str) -> PretrainedConfig:
         for name, like in _LIKE.items():
             _check_kind(f"'{path}': {name}", values.get(name), like)
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, **hub_options(path))
     except Exception as error:  # values of a wrong type may raise anything
         reached = "neither a Hugging Face model folder nor a hub id that can be reached"
         what = "has a config that cannot be used" if here else f"is {reached}"

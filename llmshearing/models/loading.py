@@ -9,6 +9,8 @@ import transformers
 from packaging.version import Version
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from llmshearing.models.hub import hub_options
+
 # Called so since 4.56, where the old name says on stderr that it is deprecated.
 DTYPE = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
 
@@ -21,5 +23,5 @@ def load_reporting(name: str, *, dtype: torch.dtype, **options: Any) -> tuple[Pr
         dtype: of its weights.
         options: of ``from_pretrained``.
     """
-    options |= {DTYPE: dtype, "output_loading_info": True}
+    options |= {DTYPE: dtype, "output_loading_info": True, **hub_options(name)}
     return cast(Any, AutoModelForCausalLM).from_pretrained(name, **options)

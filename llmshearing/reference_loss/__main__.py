@@ -21,7 +21,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
     measure = commands.add_parser("eval", help="measure a model on the prepared eval split")
     measure.add_argument("model", metavar="MODEL", help="Hugging Face folder or hub id")
-    measure.add_argument("data", metavar="DATA", help="folder that data_prep/prepare.py wrote, or its eval folder")
+    measure.add_argument("data", metavar="DATA", help="folder that data_prep/prepare.py wrote, or its eval folder, "
+                         "or the URL of a copy of it")  # fmt: skip
+    measure.add_argument("--cache", metavar="FOLDER", help="where to put what is fetched from a URL")
     measure.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 on a GPU, "
                          "float32 on a CPU; the cross-entropy is always taken in float32")  # fmt: skip
     measure.add_argument("--batch-size", type=int, default=8, help="sequences per forward pass (default: 8)")
@@ -47,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.command == "eval":
         from llmshearing.reference_loss.evaluate import evaluate  # torch and transformers take seconds to import
 
-        result = evaluate(args.model, args.data, batch_size=args.batch_size, dtype=args.dtype)
+        result = evaluate(args.model, args.data, batch_size=args.batch_size, dtype=args.dtype, cache=args.cache)
     else:
         result = predict(read_losses(args.losses), num_parameters=args.num_parameters)
     text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"

@@ -2,81 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.nn import functional
 from tqdm import tqdm
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from llmshearing.data.tokens import TokenDecoder, check_columns
+from llmshearing.data.prepared import batches, open_split
 from llmshearing.errors import InputError
-from llmshearing.fileio import read_json
+from llmshearing.models.hub import hub_options
 from llmshearing.models.loading import load_reporting
 from llmshearing.reference_loss.fit import UNIT
-
-REPAIR = "Prepare the data again, or copy it again."
-
-if TYPE_CHECKING:
-    from streaming.base.format.mds import MDSReader
-
-
-def find_domains(data: str | Path) -> dict[str, Path]:
-    """The MDS folder of each domain, by name, in ``data`` or, where there is one, in its ``eval`` folder.
-
-    Raises:
-        InputError: no domain is found.
-    """
-    root = Path(data)
-    root = root / "eval" if (root / "eval").is_dir() else root
-    domains = {index.parent.name: index.parent for index in sorted(root.glob("*/index.json"))}
-    if not domains:
-        raise InputError(
-            f"'{root}' holds no prepared domain (no <domain>/index.json). "
-            "Give the output folder of data_prep/prepare.py, or its eval folder."
-        )
-    return domains
-
-
-def open_shards(domain: str, folder: Path) -> tuple[list[MDSReader], int | None]:
-    """Readers of the MDS shards of one domain, in order, and their tokens per sequence where their columns say it.
-
-    Raises:
-        InputError: a shard is missing, truncated or compressed, there is no sequence, or no column of token ids.
-    """
-    from streaming.base.format.mds import MDSReader  # takes seconds to import
-
-    try:
-        entries = read_json(folder / "index.json")["shards"]
-        shards = [MDSReader.from_json(str(folder), None, dict(entry)) for entry in entries]
-        sizes = {folder / shard.raw_data.basename: shard.raw_data.bytes for shard in shards}
-        num_sequences = sum(shard.samples for shard in shards)
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise InputError(f"'{folder / 'index.json'}' is no index of MDS shards ({error!r}). {REPAIR}") from error
-    for path, size in sizes.items():
-        if not path.is_file():
-            raise InputError(f"'{path}' is missing. Prepare the data again, uncompressed.")
-        if path.stat().st_size != size:
-            raise InputError(f"'{path}' has {path.stat().st_size} bytes, not {size} as its index says. {REPAIR}")
-    if num_sequences == 0:
-        raise InputError(f"Domain '{domain}' has no sequences in '{folder}'. {REPAIR}")
-    return shards, check_columns(shards, domain, seq_len=None, vocab_size=None)
-
-
-def batches(shards: list[MDSReader], decode: TokenDecoder, domain: str, batch_size: int) -> Iterator[torch.Tensor]:
-    """Yield every sequence of the shards once, as int64 (up to batch_size, sequence length)."""
-    samples = (shard[index] for shard in shards for index in range(shard.samples))
-    sequences = (
-        decode(sample, f"Eval sample {number} of domain '{domain}'")["input_ids"]
-        for number, sample in enumerate(samples)
-    )
-    while rows := list(itertools.islice(sequences, batch_size)):
-        yield torch.stack(rows)
 
 
 @torch.inference_mode()
@@ -122,16 +63,24 @@ def load_model(name: str, config: PretrainedConfig, *, dtype: torch.dtype, devic
     return model.to(device).eval()  # type: ignore[arg-type]
 
 
-def evaluate(model_name: str, data: str | Path, *, batch_size: int = 8, dtype: str | None = None) -> dict[str, Any]:
+def evaluate(
+    model_name: str,
+    data: str | Path,
+    *,
+    batch_size: int = 8,
+    dtype: str | None = None,
+    cache: str | Path | None = None,
+) -> dict[str, Any]:
     """Measure a model's loss per domain: the exact mean over all predicted tokens of the eval split.
 
     Runs on the GPU if there is one; the model must fit on it.
 
     Args:
         model_name: Hugging Face folder or hub id.
-        data: folder that ``data_prep/prepare.py`` wrote, or its ``eval`` folder.
+        data: folder that ``data_prep/prepare.py`` wrote, or its ``eval`` folder, or the URL of a copy of it.
         batch_size: sequences per forward pass.
         dtype: of the model's weights and activations; bfloat16 on a GPU and float32 on a CPU unless given.
+        cache: folder that data is fetched to; needed for a URL.
 
     Returns:
         The reference-loss JSON, with the number of predicted tokens per domain under ``tokens``.
@@ -141,23 +90,20 @@ def evaluate(model_name: str, data: str | Path, *, batch_size: int = 8, dtype: s
     """
     if batch_size < 1:
         raise InputError(f"--batch-size must be at least 1, not {batch_size}.")
-    domains = find_domains(data)
-    opened = {domain: open_shards(domain, folder) for domain, folder in domains.items()}
     with _loading(model_name):
-        whole_config = AutoConfig.from_pretrained(model_name, trust_remote_code=False)
+        whole_config = AutoConfig.from_pretrained(model_name, trust_remote_code=False, **hub_options(model_name))
         config = whole_config.get_text_config()  # of a model that also reads pictures, say
-    for domain, (_, length) in opened.items():  # before the weights are read
-        _check_length(config, length, domain)
+    domains = open_split(data, "eval", cache=cache, vocab_size=config.vocab_size)
+    for domain, dataset in domains.items():  # before the weights are read
+        _check_length(config, dataset.seq_len, domain)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or ("bfloat16" if device.type == "cuda" else "float32")
     model = load_model(model_name, whole_config, dtype=getattr(torch, dtype), device=device)
     sums, tokens = dict.fromkeys(domains, 0.0), dict.fromkeys(domains, 0)
-    num_sequences = sum(shard.samples for readers, _ in opened.values() for shard in readers)
-    with tqdm(total=num_sequences, unit="seq", desc="eval") as progress:
-        for domain, (readers, _) in opened.items():
+    with tqdm(total=sum(map(len, domains.values())), unit="seq", desc="eval") as progress:
+        for domain, dataset in domains.items():
             progress.set_description(f"eval {domain}")
-            decode = TokenDecoder(vocab_size=config.vocab_size)
-            for input_ids in batches(readers, decode, domain, batch_size):
+            for input_ids in batches(dataset, batch_size):
                 _check_length(config, input_ids.shape[1], domain)
                 try:
                     batch_sum, batch_tokens = sum_of_losses(model, input_ids.to(device))

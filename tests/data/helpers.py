@@ -71,11 +71,11 @@ def train(
     """
     after = iter(after)
     taken: list[Numbers] = []
-    sample = dataset.rounds.schedule.start
+    sample = dataset.rounds.start
     for batch in DynamicDataLoader(dataset, batch_size=dataset.batch_size, **loader):
         taken.append(numbers(batch))
         sample += dataset.global_batch_size
-        if sample == dataset.rounds.newest.end and not dataset.rounds.newest.held:
+        if sample == dataset.rounds._newest.end and not dataset.rounds._newest.held:
             dataset.rounds.update(next(after))
         if len(taken) == batches:
             break

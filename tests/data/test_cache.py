@@ -15,7 +15,7 @@ from torch.utils.data import _utils
 
 from llmshearing.data import opening
 from llmshearing.data.dataset import DynamicStreamingDataset
-from llmshearing.data.evaluation import EvalDataset
+from llmshearing.data.evaluation import DomainDataset
 from llmshearing.data.loaders import DynamicDataLoader
 from llmshearing.errors import InputError
 from tests.data.helpers import mixes, numbers, open_dataset, train
@@ -126,20 +126,20 @@ def test_eval_shards_are_checked_and_fetched_again(
     remote: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = {"remote": str(remote / "web"), "validate_hash": "xxh64"}
-    whole = EvalDataset("web", str(tmp_path / "cache"), **settings)
+    whole = DomainDataset("web", str(tmp_path / "cache"), **settings)
     shard = sorted((tmp_path / "cache").glob("*.mds"))[1]
     shard.write_bytes(shard.read_bytes()[:200])
-    again = EvalDataset("web", str(tmp_path / "cache"), **settings)
+    again = DomainDataset("web", str(tmp_path / "cache"), **settings)
     assert "is fetched again: 'shard.00001.mds' has 200 bytes" in caplog.text
     assert [row["input_ids"].tolist() for row in again] == [row["input_ids"].tolist() for row in whole]
     shard.unlink()
     source = remote / "web" / shard.name
     source.write_bytes(source.read_bytes()[:-1] + b"\1")
     with pytest.raises(InputError, match=r"shard.00001.mds' cannot be fetched from .*Checksum failure"):
-        EvalDataset("web", str(tmp_path / "cache"), **settings)
+        DomainDataset("web", str(tmp_path / "cache"), **settings)
     source.write_bytes(source.read_bytes()[:200])
     with pytest.raises(InputError, match="shard.00001.mds' is damaged: 'shard.00001.mds' has 200 bytes"):
-        EvalDataset("web", str(remote / "web"))
+        DomainDataset("web", str(remote / "web"))
 
 
 def test_locks_lie_where_the_memory_does(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

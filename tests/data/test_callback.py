@@ -214,7 +214,7 @@ def test_a_nan_loss_is_an_error_and_never_a_proportion(make: Make) -> None:
     trainer.state.callbacks.append(Diverge())
     with pytest.raises(InputError, match="The evaluation loss of domain 'code' is nan"):
         trainer.fit()
-    assert trainer.state.train_dataloader.dataset.rounds.newest.proportions == tuple(PROPORTIONS.values())
+    assert trainer.state.train_dataloader.dataset.rounds._newest.proportions == tuple(PROPORTIONS.values())
 
 
 def test_training_stops_where_data_runs_out(make: Make, caplog: pytest.LogCaptureFixture) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from llmshearing.data.evaluation import EvalDataset, build_evaluators
+from llmshearing.data.domain import DomainDataset
+from llmshearing.data.evaluation import build_evaluators
 from llmshearing.errors import InputError
 from tests.data.helpers import numbers, write_domain
 
@@ -27,7 +28,7 @@ def test_one_evaluator_per_domain_with_every_sequence_once(eval_data: Path) -> N
 
 
 def test_remote_eval_data_is_fetched_whole(eval_data: Path, tmp_path: Path) -> None:
-    data = EvalDataset("web", str(tmp_path / "web"), remote=str(eval_data / "web"))
+    data = DomainDataset("web", str(tmp_path / "web"), remote=str(eval_data / "web"))
     assert len(list((tmp_path / "web").glob("*.mds"))) == len(list((eval_data / "web").glob("*.mds"))) > 1
     assert len(data) == 30
     assert numbers({"input_ids": [data[29]["input_ids"]]}) == [(1, 29)]
@@ -35,7 +36,7 @@ def test_remote_eval_data_is_fetched_whole(eval_data: Path, tmp_path: Path) -> N
 
 def test_compressed_eval_data(tmp_path: Path) -> None:
     folder = write_domain(tmp_path / "web", 0, 30, compression="zstd")
-    assert numbers({"input_ids": [EvalDataset("web", str(folder))[17]["input_ids"]]}) == [(0, 17)]
+    assert numbers({"input_ids": [DomainDataset("web", str(folder))[17]["input_ids"]]}) == [(0, 17)]
 
 
 def test_what_does_not_fit(eval_data: Path) -> None:
@@ -43,7 +44,7 @@ def test_what_does_not_fit(eval_data: Path) -> None:
         build_evaluators(str(eval_data), ["web", "books"], batch_size=4)
     with pytest.raises(InputError, match="sequences of 8 tokens, where 16 are expected"):
         build_evaluators(str(eval_data), ["web"], batch_size=4, seq_len=16)
-    data = EvalDataset("web", str(eval_data / "web"), vocab_size=2)
+    data = DomainDataset("web", str(eval_data / "web"), vocab_size=2)
     with pytest.raises(InputError, match="Eval sample 3 of domain 'web' holds token ids"):
         data[3]
 

@@ -107,8 +107,8 @@ def test_round_size_may_change_between_rounds(
     train(first, 4, after=mixes())
     second = open_dataset(data, update_interval=2, batch_size=8)
     second.load_state_dict(first.state_dict(16))
-    assert len(second.rounds.newest.counts) == 3
-    assert second.rounds.newest.size == 16
+    assert len(second.rounds._newest.counts) == 3
+    assert second.rounds._newest.size == 16
     assert "Rounds are 2 batches of 8 samples from here on; the checkpoint's were 4 batches of 4" in caplog.text
     rows = [row for batch in train(second, 2, after=mixes()) for row in batch]
     assert rows == [row for batch in expected[4:8] for row in batch]

@@ -19,18 +19,18 @@ def rounds(domains: int = 2, **settings: float) -> Rounds:
 
 def test_update_opens_the_next_round() -> None:
     shared = rounds()
-    shared.require(19)
+    shared.wait_for(19)
     with pytest.raises(InputError, match="Round 0 is over at sample 20"):
-        shared.require(20)
+        shared.wait_for(20)
     shared.update([0.25, 0.75])
-    shared.require(20)
-    assert shared.newest == RoundPlan(1, 20, 20, (0.25, 0.75), (10, 10), seed=5)
+    shared.wait_for(20)
+    assert shared._newest == RoundPlan(1, 20, 20, (0.25, 0.75), (10, 10), seed=5)
 
 
 def test_a_held_plan_has_no_end() -> None:
     shared = rounds()
     shared.hold()
-    shared.require(10**9)
+    shared.wait_for(10**9)
     assert shared.at(50).number == 2
     assert shared.at(50).used == (20, 20)
 
@@ -88,7 +88,7 @@ def test_long_names_and_many_domains_fit() -> None:
     shared = rounds(domains=500)
     for _ in range(3):
         shared.update([1 / 500 * (1 + (-1) ** i * 1e-9) for i in range(500)])
-    assert shared.newest.number == 3
+    assert shared._newest.number == 3
 
 
 def _write(shared: Rounds, updates: int) -> None:
@@ -103,7 +103,7 @@ def test_a_reader_never_sees_half_a_plan(method: str) -> None:
     writer = context.Process(target=_write, args=(shared, 3000))  # type: ignore[attr-defined]
     writer.start()
     seen = set()
-    while (plan := shared.newest).number < 3000:
+    while (plan := shared._newest).number < 3000:
         if plan.number:
             assert plan.proportions[0] == pytest.approx(0.5 + 1e-7 * (plan.number - 1), abs=1e-12)
         assert plan.begin == 20 * plan.number

@@ -36,7 +36,7 @@ def test_memory_is_that_of_the_shard_index(tmp_path: Path) -> None:
             "shuffle_block_size": 1 << 18,
         }
         opened, dataset = traced(lambda: open_dataset(folder, **settings))  # noqa: B023 (called at once)
-        planned, ids = traced(lambda: dataset._sample_ids(dataset.rounds.newest, np.arange(3200)))  # noqa: B023
+        planned, ids = traced(lambda: dataset._sample_ids(dataset.rounds._newest, np.arange(3200)))  # noqa: B023
         assert dataset.num_samples == samples
         assert len(np.unique(ids)) == 3200
         peaks[samples] = opened, planned
@@ -47,5 +47,5 @@ def test_memory_is_that_of_the_shard_index(tmp_path: Path) -> None:
 def test_a_round_touches_the_shards_of_few_blocks(tmp_path: Path) -> None:
     write_index(tmp_path / "web", shards=SHARDS, samples=10**9)  # 2,000,000 per shard: a block is one shard
     dataset = open_dataset(tmp_path, proportions={"web": 1.0}, shuffle_block_size=1 << 18, update_interval=1000)
-    shards = dataset.shards_of(dataset._sample_ids(dataset.rounds.newest, np.arange(4000)))
+    shards = dataset.shards_of(dataset._sample_ids(dataset.rounds._newest, np.arange(4000)))
     assert len(np.unique(shards)) == 1

@@ -57,7 +57,7 @@ class Recorder(Callback):
             raise RuntimeError("crashed on purpose")
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
-        self.proportions.append(list(state.train_dataloader.dataset.rounds.newest.proportions))
+        self.proportions.append(list(state.train_dataloader.dataset.rounds._newest.proportions))
 
 
 def make_trainer(

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.demo_corpus import standard_library
-from data_prep.tokenizer import Tokenizer, load_tokenizer
-from data_prep.train_tokenizer import to_huggingface, train_sentencepiece
+from llmshearing.data_prep.demo_corpus import standard_library
+from llmshearing.data_prep.tokenizer import Tokenizer, load_tokenizer
+from llmshearing.data_prep.train_tokenizer import to_huggingface, train_sentencepiece
 
 WriteJsonl = Callable[..., Path]
 

@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from data_prep import debug_corpus, demo_corpus, prepare, train_tokenizer
+from llmshearing.data_prep import debug_corpus, demo_corpus, prepare, train_tokenizer
 from tests.conftest import no_more_than
 
 WriteJsonl = Callable[..., Path]

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import demo_corpus
-from data_prep.demo_corpus import DOMAINS, Package, Source, bible, gather, news, standard_library, wikipedia
+from llmshearing.data_prep import demo_corpus
+from llmshearing.data_prep.demo_corpus import DOMAINS, Package, Source, bible, gather, news, standard_library, wikipedia
 from llmshearing.errors import InputError
 
 DUMP = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/">

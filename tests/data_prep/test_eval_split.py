@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from streaming import LocalDataset
 
-from data_prep.prepare import prepare
-from data_prep.tokenize_file import text_hash
-from data_prep.tokenizer import Tokenizer
+from llmshearing.data_prep.prepare import prepare
+from llmshearing.data_prep.tokenize_file import text_hash
+from llmshearing.data_prep.tokenizer import Tokenizer
 
 WriteJsonl = Callable[..., Path]
 SEQ_LEN = 64

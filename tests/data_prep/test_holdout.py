@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.holdout import EvalDocuments, hold_out, smallest_hashes
-from data_prep.readers import SourceFile
-from data_prep.tokenize_file import RECORD, part_path, text_hash
+from llmshearing.data_prep.holdout import EvalDocuments, hold_out, smallest_hashes
+from llmshearing.data_prep.readers import SourceFile
+from llmshearing.data_prep.tokenize_file import RECORD, part_path, text_hash
 
 WHOLE = 1 << 40
 

@@ -18,9 +18,9 @@ from typing import Any
 import psutil
 import pytest
 
-from data_prep import prepare
-from data_prep.pack import SplitWriter
-from data_prep.tokenizer import Tokenizer
+from llmshearing.data_prep import prepare
+from llmshearing.data_prep.pack import SplitPacker
+from llmshearing.data_prep.tokenizer import Tokenizer
 from llmshearing.errors import InputError
 from tests.conftest import heed_signals
 
@@ -135,9 +135,9 @@ def tokenized(tmp_path_factory: pytest.TempPathFactory, corpus: Path, tokenizer:
 # os.replace: settings, counts of 2 domains, train, eval, bad lines, input, manifest.
 # shutil.rmtree: unfinished files, 2 splits of 2 domains, then 2 splits in place, then the work folder.
 PLACES = [
-    (SplitWriter, "add", 700),
-    (SplitWriter, "finish", 1),
-    (SplitWriter, "finish", 4),
+    (SplitPacker, "add", 700),
+    (SplitPacker, "finish", 1),
+    (SplitPacker, "finish", 4),
     *((os, "replace", at) for at in range(1, 9)),
     (shutil, "rmtree", 7),
     (shutil, "rmtree", 8),

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.holdout import EvalDocuments
-from data_prep.pack import Packer, PackSettings, pack_domain
-from data_prep.readers import SourceFile
-from data_prep.tokenize_file import RECORD, part_path
+from llmshearing.data_prep.holdout import EvalDocuments
+from llmshearing.data_prep.pack import Packer, PackSettings, pack_domain
+from llmshearing.data_prep.readers import SourceFile
+from llmshearing.data_prep.tokenize_file import RECORD, part_path
 
 
 def settings(*, seq_len: int = 4, bos_id: int | None = 1, eos_id: int | None = 2) -> PackSettings:

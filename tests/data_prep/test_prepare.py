@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from streaming import LocalDataset, StreamingDataset
 
-from data_prep.output import work_folder
-from data_prep.prepare import main, prepare
-from data_prep.tokenizer import Tokenizer, load_tokenizer
+from llmshearing.data_prep.output import work_folder
+from llmshearing.data_prep.prepare import main, prepare
+from llmshearing.data_prep.tokenizer import Tokenizer, load_tokenizer
 from llmshearing.errors import InputError
 
 WriteJsonl = Callable[..., Path]

@@ -13,13 +13,13 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from data_prep.readers import (
+from llmshearing.data_prep.readers import (
     BadLine,
     Document,
     EmptyDocument,
     SourceFile,
     check_beginning,
-    find_domains,
+    find_corpus,
     read_documents,
 )
 from llmshearing.errors import InputError
@@ -150,7 +150,7 @@ def test_domains_and_files_come_in_order(tmp_path: Path, caplog: pytest.LogCaptu
         (tmp_path / name).touch()
     (tmp_path / ".git").mkdir()
     with caplog.at_level(logging.WARNING):
-        domains = find_domains(tmp_path)
+        domains = find_corpus(tmp_path)
     assert {domain: [file.name for file in files] for domain, files in domains.items()} == {
         "book": ["x.txt"],
         "wiki": ["b.jsonl", "part/a.jsonl.gz"],
@@ -167,7 +167,7 @@ def test_links_are_followed_to_files_and_folders(tmp_path: Path) -> None:
     (tmp_path / "corpus" / "wiki" / "more").symlink_to(tmp_path / "store" / "part")
     (tmp_path / "corpus" / "wiki" / "c.jsonl").symlink_to(tmp_path / "store" / "part" / "deep" / "a.jsonl")
     (tmp_path / "corpus" / "all").symlink_to(tmp_path / "store")
-    domains = find_domains(tmp_path / "corpus")
+    domains = find_corpus(tmp_path / "corpus")
     assert {domain: [file.name for file in files] for domain, files in domains.items()} == {
         "all": ["part/deep/a.jsonl"],
         "wiki": ["b.jsonl", "c.jsonl", "more/deep/a.jsonl"],
@@ -190,31 +190,31 @@ def test_links_that_lead_nowhere_or_back_are_refused(link: str, target: str, mes
     (tmp_path / "wiki" / "a.jsonl").touch()
     (tmp_path / link).symlink_to(target)
     with pytest.raises(InputError, match=message):
-        find_domains(tmp_path)
+        find_corpus(tmp_path)
 
 
 def test_what_is_no_file_and_names_that_are_no_text_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "wiki").mkdir()
     (tmp_path / "wiki" / "a.jsonl").touch()
     os.mkfifo(tmp_path / "wiki" / "pipe.jsonl")
-    assert len(find_domains(tmp_path)["wiki"]) == 1
+    assert len(find_corpus(tmp_path)["wiki"]) == 1
     assert "pipe.jsonl is left out: it is no regular file" in caplog.text
     os.close(os.open(os.fsencode(tmp_path / "wiki") + b"/\xff.jsonl", os.O_CREAT))
     with pytest.raises(InputError, match="not UTF-8. Rename it"):
-        find_domains(tmp_path)
+        find_corpus(tmp_path)
 
 
 def test_a_corpus_that_is_none_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no folder"):
-        find_domains(tmp_path / "missing")
+        find_corpus(tmp_path / "missing")
     with pytest.raises(InputError, match="no domain folders"):
-        find_domains(tmp_path)
+        find_corpus(tmp_path)
     (tmp_path / "wiki").mkdir()
     with pytest.raises(InputError, match=r"wiki.*known format"):
-        find_domains(tmp_path)
+        find_corpus(tmp_path)
     (tmp_path / "stray.jsonl").touch()
     with pytest.raises(InputError, match=r"stray\.jsonl.*no domain"):
-        find_domains(tmp_path)
+        find_corpus(tmp_path)
 
 
 def test_a_wrong_key_shows_at_the_beginning(tmp_path: Path, write_jsonl: WriteJsonl) -> None:

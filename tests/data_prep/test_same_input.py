@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import output
-from data_prep.prepare import prepare
-from data_prep.tokenizer import Tokenizer
+from llmshearing.data_prep import output
+from llmshearing.data_prep.prepare import prepare
+from llmshearing.data_prep.tokenizer import Tokenizer
 from llmshearing.errors import InputError
 
 WriteJsonl = Callable[..., Path]

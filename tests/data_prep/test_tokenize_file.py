@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.readers import SourceFile
-from data_prep.tokenize_file import finished_part, read_index, read_tokens, text_hash, tokenize_file
-from data_prep.tokenizer import Tokenizer
+from llmshearing.data_prep.readers import SourceFile
+from llmshearing.data_prep.tokenize_file import finished_part, read_index, read_tokens, text_hash, tokenize_file
+from llmshearing.data_prep.tokenizer import Tokenizer
 
 WriteJsonl = Callable[..., Path]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, ByT5Tokenizer
 
-from data_prep.tokenizer import SlowEncoder, Tokenizer, load_tokenizer
+from llmshearing.data_prep.tokenizer import SlowEncoder, Tokenizer, load_tokenizer
 from llmshearing.errors import InputError
 
 

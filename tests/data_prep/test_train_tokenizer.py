@@ -10,7 +10,7 @@ import pytest
 import sentencepiece
 from transformers import AutoTokenizer
 
-from data_prep.train_tokenizer import main, sample_lines, train
+from llmshearing.data_prep.train_tokenizer import main, sample_lines, train
 from llmshearing.errors import InputError
 
 WriteJsonl = Callable[..., Path]

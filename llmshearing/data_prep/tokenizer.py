@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from llmshearing.errors import InputError
+from llmshearing.models.hub import hub_options
 
 TOKEN_TYPES = ("uint16", "uint32")
 
@@ -150,10 +151,10 @@ def _load_huggingface(name: str) -> Tokenizer:
     is_path = (
         path.exists() or path.is_absolute() or name.startswith(".") or (path.parent != Path() and path.parent.is_dir())
     )
-    if is_path and not path.is_dir():  # the hub would be asked for half a minute where there is no network
+    if is_path and not path.is_dir():
         raise InputError(f"There is no folder '{name}' of a tokenizer. {remedy}")
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False, **hub_options(name))
         vocabulary = tokenizer.get_vocab()
     except Exception as error:  # whatever the files make transformers and tokenizers stumble over
         raise InputError(f"No tokenizer can be loaded from '{name}': {_first_line(error)} {remedy}") from error

@@ -79,7 +79,7 @@ def file_format(path: Path) -> str | None:
     return suffix if suffix in FORMATS and not (compressed and suffix == ".parquet") else None
 
 
-def find_domains(corpus: Path) -> dict[str, tuple[SourceFile, ...]]:
+def find_corpus(corpus: Path) -> dict[str, tuple[SourceFile, ...]]:
     """The readable files of every domain of ``corpus``, both in order of their names; hidden files are left out.
 
     Links are followed, to files and to folders.

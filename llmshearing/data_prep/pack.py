@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.holdout import EvalDocuments
-from data_prep.readers import SourceFile
-from data_prep.tokenize_file import read_tokens
+from llmshearing.data_prep.holdout import EvalDocuments
+from llmshearing.data_prep.readers import SourceFile
+from llmshearing.data_prep.tokenize_file import read_tokens
 from llmshearing.errors import InputError
 from llmshearing.fileio import read_json, write_json
 
@@ -89,7 +89,7 @@ class Packer:
         return stream[:end].reshape(-1, self._seq_len)
 
 
-class SplitWriter:
+class SplitPacker:
     """Packs the documents of one split into an MDS folder, up to ``max_sequences``.
 
     ``limit``: the first tokens that are taken of each document; None takes it whole.
@@ -165,8 +165,8 @@ def pack_domain(
     folders = {split: work / "packed" / split / domain for split in ("train", "eval")}
     for folder in folders.values():
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted here
-    train = SplitWriter(folders["train"], settings)
-    evaluation = SplitWriter(
+    train = SplitPacker(folders["train"], settings)
+    evaluation = SplitPacker(
         folders["eval"], settings, max_sequences=settings.eval_sequences, limit=eval_documents.limit
     )
     # Few, and packed once all are known: in the order of their hashes, not of the files.

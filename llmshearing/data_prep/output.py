@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data_prep.readers import SourceFile
-from data_prep.tokenize_file import UNFINISHED, file_sha256
+from llmshearing.data_prep.readers import SourceFile
+from llmshearing.data_prep.tokenize_file import UNFINISHED, file_sha256
 from llmshearing.errors import InputError
 from llmshearing.fileio import read_json, write_json
 

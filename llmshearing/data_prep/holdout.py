@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.readers import SourceFile
-from data_prep.tokenize_file import RECORD, read_index
+from llmshearing.data_prep.readers import SourceFile
+from llmshearing.data_prep.tokenize_file import RECORD, read_index
 from llmshearing.errors import InputError
 
 log = logging.getLogger(__name__)

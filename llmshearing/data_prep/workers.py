@@ -13,9 +13,9 @@ from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
-from data_prep.readers import SourceFile
-from data_prep.tokenize_file import TokenizedFile, recorded_part, tokenize_file
-from data_prep.tokenizer import Encoder
+from llmshearing.data_prep.readers import SourceFile
+from llmshearing.data_prep.tokenize_file import TokenizedFile, recorded_part, tokenize_file
+from llmshearing.data_prep.tokenizer import Encoder
 from llmshearing.errors import InputError
 
 Finished = tuple[SourceFile, TokenizedFile]

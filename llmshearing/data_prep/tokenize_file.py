@@ -21,8 +21,8 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.readers import BadLine, Document, Item, SourceFile, read_documents
-from data_prep.tokenizer import Encoder
+from llmshearing.data_prep.readers import BadLine, Document, Item, SourceFile, read_documents
+from llmshearing.data_prep.tokenizer import Encoder
 from llmshearing.errors import naming
 from llmshearing.fileio import read_json, write_json
 

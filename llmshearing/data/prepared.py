@@ -1,0 +1,69 @@
+"""A split of prepared data as a whole: which domains it has, and their sequences in batches."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from streaming.base.storage import CloudDownloader
+
+from llmshearing.data.arguments import opens
+from llmshearing.data.domain import DomainDataset
+from llmshearing.errors import InputError
+from llmshearing.fileio import read_json
+
+MANIFEST = "manifest.json"
+
+
+def open_split(
+    data: str | Path, split: str, *, cache: str | Path | None = None, vocab_size: int | None = None
+) -> dict[str, DomainDataset]:
+    """Every domain of a split, by name and in the order of names.
+
+    Args:
+        data: what ``data_prep/prepare.py`` wrote, as a folder or the URL of a copy of it; of a folder also the split
+            itself, which any folder of MDS folders can be.
+        split: ``train`` or ``eval``.
+        cache: folder that data is fetched to from where it is. ``None``: a folder is read where it lies.
+        vocab_size: token ids must be below it. ``None``: not checked.
+
+    Raises:
+        InputError: there is no domain, or one cannot be read.
+    """
+    if cache is not None or "://" in str(data):
+        return _open_remote(str(data), split, cache, vocab_size)
+    root = Path(data)
+    root = root / split if (root / split).is_dir() else root
+    folders = {index.parent.name: index.parent for index in sorted(root.glob("*/index.json"))}
+    if not folders:
+        raise InputError(
+            f"'{root}' holds no prepared domain (no <domain>/index.json). "
+            f"Give the output folder of data_prep/prepare.py, or its {split} folder."
+        )
+    return {domain: DomainDataset(domain, str(folder), vocab_size=vocab_size) for domain, folder in folders.items()}
+
+
+def _open_remote(url: str, split: str, cache: str | Path | None, vocab_size: int | None) -> dict[str, DomainDataset]:
+    if cache is None:
+        raise InputError(f"'{url}' is not on this machine. Give --cache FOLDER for what is fetched from there.")
+    root, manifest = url.rstrip("/"), os.path.join(cache, MANIFEST)
+    with opens(f"{root}/{MANIFEST}, which data_prep/prepare.py wrote"):
+        os.makedirs(cache, exist_ok=True)
+        Path(manifest).unlink(missing_ok=True)  # of another time
+        CloudDownloader.direct_download(f"{root}/{MANIFEST}", manifest)
+        domains = sorted(read_json(manifest)["domains"])
+    return {
+        domain: DomainDataset(
+            domain, os.path.join(cache, split, domain), remote=f"{root}/{split}/{domain}", vocab_size=vocab_size
+        )
+        for domain in domains
+    }
+
+
+def batches(dataset: DomainDataset, batch_size: int) -> Iterator[torch.Tensor]:
+    """Every sequence once and in order, as int64 (up to batch_size, sequence length)."""
+    for start in range(0, len(dataset), batch_size):
+        rows = range(start, min(start + batch_size, len(dataset)))
+        yield torch.stack([dataset[row]["input_ids"] for row in rows])
