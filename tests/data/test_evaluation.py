@@ -45,14 +45,14 @@ def test_what_does_not_fit(eval_data: Path) -> None:
     with pytest.raises(InputError, match="sequences of 8 tokens, where 16 are expected"):
         build_evaluators(str(eval_data), ["web"], batch_size=4, seq_len=16)
     data = DomainDataset("web", str(eval_data / "web"), vocab_size=2)
-    with pytest.raises(InputError, match="Eval sample 3 of domain 'web' holds token ids"):
+    with pytest.raises(InputError, match="Sample 3 of domain 'web' holds token ids"):
         data[3]
 
 
 def test_a_domain_without_samples_is_named(tmp_path: Path) -> None:
     write_domain(tmp_path / "web", 0, 3)
     write_domain(tmp_path / "empty", 1, 0)
-    with pytest.raises(InputError, match=r"Domain 'empty' has no evaluation samples in '.*empty'"):
+    with pytest.raises(InputError, match=r"Domain 'empty' has no sequences in '.*empty'"):
         build_evaluators(str(tmp_path), ["web", "empty"], batch_size=4)
 
 
