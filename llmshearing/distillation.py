@@ -14,41 +14,9 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from llmshearing.arguments import number, whole
+from llmshearing.divergence import distillation_loss
 from llmshearing.errors import InputError
-from llmshearing.teacher import Teacher, common_vocabulary, load_own_tokenizer, load_teacher
-
-
-def distillation_loss(
-    logits: Tensor, teacher: Tensor, ids: Tensor, labels: Tensor, *, temperature: float = 1.0
-) -> Tensor:
-    """Mean Kullback-Leibler divergence of the student from the teacher, in nats per predicted token.
-
-    ``T**2 * KL(teacher || student)`` with both softened by ``T`` (Hinton et al., 2015). Over the teacher's ``k``
-    likeliest tokens and, as one more outcome, all others together; exact where ``k`` is the whole vocabulary.
-
-    Args:
-        logits: of the student, ``(batch, length, vocab)``.
-        teacher: log-probabilities of the teacher at ``temperature``, ``(batch, length, k)``.
-        ids: their tokens, same shape.
-        labels: ``(batch, length)``; position i predicts label i + 1, -100 is not counted.
-        temperature: ``T``.
-    """
-    student = logits.float()
-    if temperature != 1:  # spares a copy of all logits
-        student = student / temperature
-    student = student.gather(-1, ids) - student.logsumexp(-1, keepdim=True)
-    divergence = (teacher.exp() * (teacher - student)).sum(-1)
-    if ids.shape[-1] < logits.shape[-1]:
-        rest_teacher, rest_student = _rest(teacher), _rest(student)
-        divergence = divergence + rest_teacher * (rest_teacher.log() - rest_student.log())
-    counted = labels[:, 1:] != -100
-    divergence = torch.where(counted, divergence[:, :-1], 0)  # last: to choose among the logits would copy them
-    return temperature**2 * divergence.sum() / counted.sum().clamp(min=1)
-
-
-def _rest(log_probabilities: Tensor) -> Tensor:
-    """The probability of all tokens but those given."""
-    return (1 - log_probabilities.exp().sum(-1)).clamp(min=1e-6)
+from llmshearing.teacher import Teacher, common_vocabulary, load_for_ranks, load_own_tokenizer
 
 
 class SourceDistillation(Algorithm):
@@ -65,7 +33,7 @@ class SourceDistillation(Algorithm):
         weight: share of the loss, above 0 and at most 1.
         temperature: softens both distributions.
         top_k: tokens per position that are compared; the teacher's logits are never held for more.
-            ``None``: all, exact, and as much memory again as the student's logits.
+            ``None``: all, exact, and 4 bytes more for each of the student's logits.
         dtype: of the teacher's weights.
 
     Raises:
@@ -114,7 +82,7 @@ class SourceDistillation(Algorithm):
             logger.log_metrics({"distillation/divergence": mean.item()})
 
     def _load(self, state: State) -> None:
-        model = load_teacher(self.teacher, getattr(torch, self.dtype))
+        model, whole = load_for_ranks(self.teacher, getattr(torch, self.dtype), sharded=state.fsdp_config is not None)
         size = int(model.config.get_text_config().vocab_size)
         student = getattr(getattr(state.model, "model", None), "config", None)
         common = common_vocabulary(
@@ -124,8 +92,9 @@ class SourceDistillation(Algorithm):
             load_own_tokenizer(self.teacher),
             getattr(state.model, "tokenizer", None),
         )
-        self._model = Teacher(model, top_k=self.top_k, temperature=self.temperature, vocab_size=common)
-        self._model.place(state)
+        settings: dict[str, Any] = {"top_k": self.top_k, "temperature": self.temperature, "vocab_size": common}
+        self._model = Teacher(model, **settings)
+        self._model.place(state, None if whole is None else Teacher(whole, **settings).state_dict())
 
     def _add(self, state: State) -> None:
         batch = cast(Mapping[str, Tensor], state.batch)
@@ -134,9 +103,13 @@ class SourceDistillation(Algorithm):
             teacher, ids = self._model(**inputs)
         if isinstance(self._model, FSDPModule):
             self._model.reshard()  # a root keeps its embeddings gathered, for a backward pass that never comes
-        logits = cast(Any, state.outputs)["logits"]
-        if logits.shape[-1] > self._model.vocab_size:
-            logits = logits[..., : self._model.vocab_size]
-        divergence = distillation_loss(logits, teacher, ids, batch["labels"], temperature=self.temperature)
+        divergence = distillation_loss(
+            cast(Any, state.outputs)["logits"],
+            teacher,
+            ids,
+            batch["labels"],
+            temperature=self.temperature,
+            vocab_size=self._model.vocab_size,
+        )
         self._divergence.append(divergence.detach())
         state.loss = (1 - self.weight) * cast(Tensor, state.loss) + self.weight * divergence

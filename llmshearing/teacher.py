@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,13 +11,14 @@ import torch
 from composer.core import State
 from composer.utils import dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import fully_shard
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from llmshearing.errors import InputError
 from llmshearing.models.hub import hub_options
-from llmshearing.models.loading import load_reporting
+from llmshearing.models.loading import DTYPE, build_on_meta, load_reporting
 
 _CHUNK = 1024  # tokens whose logits the teacher holds at a time
 
@@ -62,7 +64,7 @@ class Teacher(nn.Module):
         self.head._modules = {**model._modules, model.base_model_prefix: _Given()}
         config = model.config.get_text_config()
         try:
-            self.head(inputs_embeds=torch.zeros(1, 1, config.hidden_size, dtype=model.dtype))
+            self.head(inputs_embeds=torch.zeros(1, 1, config.hidden_size, dtype=model.dtype, device=model.device))
         except Exception as error:  # whatever its code does with what it lacks
             raise InputError(
                 f"A teacher of type '{config.model_type}' gives no logits from hidden states alone ({error!r}). "
@@ -72,20 +74,33 @@ class Teacher(nn.Module):
         self.vocab_size = min(vocab_size or size, size)
         self.top_k, self.temperature = min(top_k or self.vocab_size, self.vocab_size), temperature
 
-    def forward(self, **inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """What the model takes to log-probabilities and token ids, each ``(batch, length, top_k)``."""
+    def forward(self, **inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the model takes to log-probabilities and token ids, each ``(batch, length, top_k)``.
+
+        No ids where ``top_k`` is all tokens: they are in order.
+        """
         hidden = self.base(**inputs, use_cache=False)[0]
         parts = []
         for chunk in hidden.flatten(0, -2).split(_CHUNK):
             logits = self.head(inputs_embeds=chunk.unsqueeze(0)).logits.squeeze(0)[..., : self.vocab_size]
             logits = logits.float() / self.temperature
-            values, ids = logits.topk(self.top_k, sorted=False)
-            parts.append((values - logits.logsumexp(-1, keepdim=True), ids))
-        values, ids = (torch.cat(part).unflatten(0, hidden.shape[:-1]) for part in zip(*parts, strict=True))
-        return values, ids
+            if self.top_k == self.vocab_size:
+                parts.append((logits.log_softmax(-1), None))
+            else:
+                values, ids = logits.topk(self.top_k, sorted=False)
+                parts.append((values - logits.logsumexp(-1, keepdim=True), ids))
+        log_probabilities, tokens = zip(*parts, strict=True)
+        shape = hidden.shape[:-1]
+        values = torch.cat(log_probabilities).unflatten(0, shape)
+        return values, None if tokens[0] is None else torch.cat(tokens).unflatten(0, shape)
 
-    def place(self, state: State) -> None:
-        """On the device of this rank: whole, or under FSDP2 in shards, layer by layer."""
+    def place(self, state: State, weights: Mapping[str, Tensor] | None = None) -> None:
+        """On the device of this rank: whole, or under FSDP in shards, layer by layer.
+
+        Args:
+            state: of the trainer.
+            weights: on the first rank, the state of this teacher's whole model where this one has shapes only.
+        """
         if state.fsdp_config is None:
             state.device.module_to_device(self)
             return
@@ -95,6 +110,43 @@ class Teacher(nn.Module):
             if type(module).__name__ in (cast(Any, self.base)._no_split_modules or ()):
                 fully_shard(module, mesh=mesh)
         fully_shard(self, mesh=mesh)
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+        set_model_state_dict(self, dict(weights or {}), options=options)
+        for module in self.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                module._buffers[name] = state.device.tensor_to_device(buffer)
+
+
+def load_for_ranks(name: str, dtype: torch.dtype, *, sharded: bool) -> tuple[PreTrainedModel, PreTrainedModel | None]:
+    """A teacher as :meth:`Teacher.place` wants it: whole, or with shapes only where its shards will come from rank 0.
+
+    A host of eight GPUs would otherwise hold eight copies of it while they are cut up.
+
+    Args:
+        name: Hugging Face folder or hub id.
+        dtype: of its weights.
+        sharded: whether ranks get shards of it.
+
+    Returns:
+        The model to make a :class:`Teacher` of, and, on the first rank alone, the whole one if that is another.
+
+    Raises:
+        InputError: see :func:`load_teacher`; on all ranks alike.
+    """
+    if not sharded:
+        return load_teacher(name, dtype), None
+    whole: PreTrainedModel | None = None
+    problem: list[str | None] = [None]
+    if dist.get_global_rank() == 0:
+        try:
+            whole = load_teacher(name, dtype)
+        except InputError as error:
+            problem = [str(error)]
+    dist.broadcast_object_list(problem, src=0)
+    if problem[0] is not None:
+        raise InputError(problem[0])
+    config = AutoConfig.from_pretrained(name, **hub_options(name))
+    return build_on_meta(config, **{DTYPE: dtype}), whole
 
 
 def load_teacher(name: str, dtype: torch.dtype) -> PreTrainedModel:

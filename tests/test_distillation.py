@@ -18,8 +18,9 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from llmshearing import SourceDistillation, TargetedPruning
-from llmshearing.distillation import distillation_loss
+from llmshearing.divergence import distillation_loss
 from llmshearing.errors import InputError
+from llmshearing.models.loading import build_on_meta
 from llmshearing.teacher import Teacher, common_vocabulary
 from tests.forkserver import ForkServer
 from tests.models import SIZES, make_model, token_ids
@@ -129,6 +130,29 @@ def test_two_ranks_train_as_one_does_and_fsdp_shards_the_teacher(
     assert ranks[0]["losses"][:6] == pytest.approx(one["losses"][:6], rel=1e-3)
     assert ranks[0]["divergence"] == ranks[1]["divergence"]  # of the whole batch, not of a rank's part
     assert ranks[0]["divergence"][:6] == pytest.approx(one["divergence"][:6], rel=1e-3)
+
+
+@pytest.mark.dist
+def test_a_sharded_teacher_is_whole_on_one_rank_only_and_refused_on_all(
+    forked: ForkServer, teacher: str, tmp_path: Path
+) -> None:
+    fsdp = {"state_dict_type": "sharded"}
+    ranks = run(forked, tmp_path / "two", 2, teacher=teacher, fsdp=fsdp)
+    assert [rank["teachers_read"] for rank in ranks] == [1, 0]
+    with pytest.raises(AssertionError, match="The teacher '.*nowhere' cannot be loaded"):
+        run(forked, tmp_path / "none", 2, teacher=str(tmp_path / "nowhere"), fsdp=fsdp)
+
+
+@pytest.mark.parametrize("family", ["gemma3-tied", "gemma2", "llama3", "phi3"])
+def test_a_model_of_shapes_only_has_real_buffers(family: str) -> None:
+    model = make_model(family)
+    empty = build_on_meta(model.config, attn_implementation="sdpa")
+    assert all(parameter.is_meta for parameter in empty.parameters())
+    assert (empty.lm_head.weight is empty.model.embed_tokens.weight) == model.config.tie_word_embeddings
+    empty.load_state_dict(model.state_dict(), assign=True)
+    ids = token_ids()
+    with torch.no_grad():
+        assert torch.equal(empty.eval()(ids).logits, model(ids).logits)
 
 
 def test_a_teacher_that_is_not_there_or_has_another_vocabulary_is_refused(tmp_path: Path) -> None:

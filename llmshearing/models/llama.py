@@ -17,7 +17,7 @@ from transformers.utils import is_flash_attn_2_available
 from llmshearing.architecture.shapes import ModelShape
 from llmshearing.errors import InputError, unknown_name
 from llmshearing.models.config import check_expected, make_config, one_line
-from llmshearing.models.loading import DTYPE
+from llmshearing.models.loading import DTYPE, build_on_meta
 from llmshearing.models.pretrained import load_pretrained
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class ComposerLlama(HuggingFaceModel):
                 "Use the model's own tokenizer."
             )
         if init_device == "mixed" and dist.get_global_rank() > 0:
-            model = _build_on_meta(hf_config, attn_implementation=attn_implementation)
+            model = _build(hf_config, attn_implementation=attn_implementation, on_meta=True)
         elif pretrained is not None:
             model = load_pretrained(pretrained, attn_implementation=attn_implementation)
         else:
@@ -79,21 +79,16 @@ class ComposerLlama(HuggingFaceModel):
         super().__init__(model, tokenizer=cast(Any, tokenizer), use_logits=True, eval_metrics=[LanguageCrossEntropy()])
 
 
-def _build(config: PretrainedConfig, *, attn_implementation: str) -> transformers.PreTrainedModel:
+def _build(
+    config: PretrainedConfig, *, attn_implementation: str, on_meta: bool = False
+) -> transformers.PreTrainedModel:
+    """A model with random weights, or with shapes in their place."""
+    options: dict[str, Any] = {DTYPE: torch.float32, "attn_implementation": attn_implementation}
+    build = build_on_meta if on_meta else cast(Any, AutoModelForCausalLM).from_config
     try:
-        options: dict[str, Any] = {DTYPE: torch.float32, "attn_implementation": attn_implementation}
-        return cast(Any, AutoModelForCausalLM).from_config(config, **options)
+        return build(config, **options)
     except Exception as error:  # what a value is wrong for decides what it raises
         raise InputError(f"No model can be made of this config: {one_line(error)}") from error
-
-
-def _build_on_meta(config: PretrainedConfig, *, attn_implementation: str) -> transformers.PreTrainedModel:
-    """The model with shapes in place of weights; its rotary frequencies are real, since no state dict has them."""
-    with torch.device("meta"):
-        model = _build(config, attn_implementation=attn_implementation)
-    backbone = cast(Any, model).model
-    backbone.rotary_emb = type(backbone.rotary_emb)(config=config)
-    return model
 
 
 def _check_arguments(
