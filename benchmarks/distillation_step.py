@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.steps import SMALL, Step, compare, llama_config, peak_memory
 from llmshearing.architecture.shapes import ModelShape
-from llmshearing.distillation import distillation_loss
+from llmshearing.divergence import distillation_loss
 from llmshearing.dry_run.estimates import forward_flops, training_flops
 from llmshearing.teacher import Teacher
 

@@ -14,41 +14,9 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from llmshearing.arguments import number, whole
+from llmshearing.divergence import distillation_loss
 from llmshearing.errors import InputError
 from llmshearing.teacher import Teacher, common_vocabulary, load_own_tokenizer, load_teacher
-
-
-def distillation_loss(
-    logits: Tensor, teacher: Tensor, ids: Tensor, labels: Tensor, *, temperature: float = 1.0
-) -> Tensor:
-    """Mean Kullback-Leibler divergence of the student from the teacher, in nats per predicted token.
-
-    ``T**2 * KL(teacher || student)`` with both softened by ``T`` (Hinton et al., 2015). Over the teacher's ``k``
-    likeliest tokens and, as one more outcome, all others together; exact where ``k`` is the whole vocabulary.
-
-    Args:
-        logits: of the student, ``(batch, length, vocab)``.
-        teacher: log-probabilities of the teacher at ``temperature``, ``(batch, length, k)``.
-        ids: their tokens, same shape.
-        labels: ``(batch, length)``; position i predicts label i + 1, -100 is not counted.
-        temperature: ``T``.
-    """
-    student = logits.float()
-    if temperature != 1:  # spares a copy of all logits
-        student = student / temperature
-    student = student.gather(-1, ids) - student.logsumexp(-1, keepdim=True)
-    divergence = (teacher.exp() * (teacher - student)).sum(-1)
-    if ids.shape[-1] < logits.shape[-1]:
-        rest_teacher, rest_student = _rest(teacher), _rest(student)
-        divergence = divergence + rest_teacher * (rest_teacher.log() - rest_student.log())
-    counted = labels[:, 1:] != -100
-    divergence = torch.where(counted, divergence[:, :-1], 0)  # last: to choose among the logits would copy them
-    return temperature**2 * divergence.sum() / counted.sum().clamp(min=1)
-
-
-def _rest(log_probabilities: Tensor) -> Tensor:
-    """The probability of all tokens but those given."""
-    return (1 - log_probabilities.exp().sum(-1)).clamp(min=1e-6)
 
 
 class SourceDistillation(Algorithm):

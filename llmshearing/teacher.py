@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from llmshearing.errors import InputError
 from llmshearing.models.loading import load_reporting
 
-_CHUNK = 1024  # tokens whose logits the teacher holds at a time
+CHUNK = 1024  # tokens whose logits the teacher holds at a time
 
 
 class _Hidden(BaseModelOutputWithPastAndCrossAttentions):
@@ -71,17 +71,26 @@ class Teacher(nn.Module):
         self.vocab_size = min(vocab_size or size, size)
         self.top_k, self.temperature = min(top_k or self.vocab_size, self.vocab_size), temperature
 
-    def forward(self, **inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """What the model takes to log-probabilities and token ids, each ``(batch, length, top_k)``."""
+    def forward(self, **inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the model takes to log-probabilities and token ids, each ``(batch, length, top_k)``.
+
+        No ids, and all tokens in order, where all are asked for.
+        """
         hidden = self.base(**inputs, use_cache=False)[0]
-        parts = []
-        for chunk in hidden.flatten(0, -2).split(_CHUNK):
-            logits = self.head(inputs_embeds=chunk.unsqueeze(0)).logits.squeeze(0)[..., : self.vocab_size]
-            logits = logits.float() / self.temperature
-            values, ids = logits.topk(self.top_k, sorted=False)
-            parts.append((values - logits.logsumexp(-1, keepdim=True), ids))
-        values, ids = (torch.cat(part).unflatten(0, hidden.shape[:-1]) for part in zip(*parts, strict=True))
-        return values, ids
+        rows, shape = hidden.flatten(0, -2), (*hidden.shape[:-1], self.top_k)
+        values = torch.empty(len(rows), self.top_k, device=rows.device)
+        ids = None if self.top_k == self.vocab_size else torch.empty_like(values, dtype=torch.long)
+        for start in range(0, len(rows), CHUNK):
+            chunk = slice(start, start + CHUNK)
+            logits = self.head(inputs_embeds=rows[chunk].unsqueeze(0)).logits.squeeze(0)[..., : self.vocab_size]
+            logits = logits.float().div_(self.temperature)
+            normaliser = logits.logsumexp(-1, keepdim=True)
+            if ids is None:
+                torch.sub(logits, normaliser, out=values[chunk])
+                continue
+            likeliest, ids[chunk] = logits.topk(self.top_k, sorted=False)
+            torch.sub(likeliest, normaliser, out=values[chunk])
+        return values.view(shape), None if ids is None else ids.view(shape)
 
     def place(self, state: State) -> None:
         """On the device of this rank: whole, or under FSDP2 in shards, layer by layer."""

@@ -18,7 +18,6 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from llmshearing import SourceDistillation, TargetedPruning
-from llmshearing.distillation import distillation_loss
 from llmshearing.errors import InputError
 from llmshearing.teacher import Teacher, common_vocabulary
 from tests.forkserver import ForkServer
@@ -33,46 +32,6 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("teacher")
     make_model("qwen3-tied", seed=5).save_pretrained(folder)
     return str(folder)
-
-
-def example(k: int) -> dict[str, Any]:
-    generator = torch.Generator().manual_seed(0)
-    logits, teacher = torch.randn(2, 2, 5, SIZES["vocab_size"], generator=generator) * 2
-    labels = torch.randint(0, SIZES["vocab_size"], (2, 5), generator=generator)
-    labels[0, 3:] = -100
-    values, ids = (teacher / 1.5).log_softmax(-1).topk(k)
-    return {"logits": logits, "teacher": values, "ids": ids, "labels": labels, "whole": teacher}
-
-
-def test_loss_over_the_whole_vocabulary_is_the_divergence_of_predicted_tokens() -> None:
-    case = example(SIZES["vocab_size"])
-    whole = case.pop("whole")
-    positions = [(0, 0), (0, 1), *((1, i) for i in range(4))]  # those whose next label counts
-    student, target = (torch.stack([logits[i] for i in positions]) / 1.5 for logits in (case["logits"], whole))
-    expected = functional.kl_div(
-        student.log_softmax(-1), target.log_softmax(-1), log_target=True, reduction="batchmean"
-    )
-    torch.testing.assert_close(distillation_loss(**case, temperature=1.5), 1.5**2 * expected)
-
-
-def test_loss_over_the_likeliest_tokens_is_the_divergence_with_the_others_as_one() -> None:
-    case = example(3)
-    whole = case.pop("whole")
-    student, target = (case["logits"][1, 2] / 1.5).softmax(-1), (whole[1, 2] / 1.5).softmax(-1)
-    ids = target.topk(3).indices
-    merged = [torch.cat([p[ids], (1 - p[ids].sum()).view(1)]) for p in (student, target)]
-    one = {name: case[name][1:2, 2:4] for name in ("logits", "teacher", "ids", "labels")}
-    expected = (merged[1] * (merged[1] / merged[0]).log()).sum()
-    torch.testing.assert_close(distillation_loss(**one, temperature=1.5), 1.5**2 * expected)
-
-
-def test_loss_is_zero_at_the_teacher_and_its_gradient_too() -> None:
-    case = example(8)
-    logits = case.pop("whole").clone().requires_grad_()
-    loss = distillation_loss(**{**case, "logits": logits}, temperature=1.5)
-    loss.backward()
-    assert loss.abs() < 1e-5
-    assert logits.grad.abs().max() < 1e-5
 
 
 def test_training_comes_nearer_to_the_teacher(teacher: str) -> None:
