@@ -13,10 +13,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from benchmarks.steps import SMALL, Step, compare, llama_config, peak_memory
-from llmshearing.architecture.shapes import ModelShape
-from llmshearing.pruning.learned import LearnedMasks
-from llmshearing.pruning.masked import MaskedModel
-from llmshearing.pruning.target import resolve_target, unit_groups
+from llmshearing.pruning.functional import apply_targeted_pruning
 
 # name -> hidden size, layers, vocabulary, sequences, tokens per sequence
 SIZES = {"d256 L8 V4096": (256, 8, 4096, 4, 256), "d512 L8 V8192": (512, 8, 8192, 2, 256)}
@@ -31,27 +28,20 @@ def make_step(size: str, masked: bool) -> Step:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     ids = torch.randint(0, vocabulary, (sequences, length))
     if masked:
-        source = ModelShape.from_hf_config(config)
         half = {"hidden_size": hidden // 2, "num_hidden_layers": layers // 2, "num_key_value_heads": hidden // 128}
-        groups = unit_groups(source, resolve_target(source, {**half, "intermediate_size": hidden * 11 // 8}))
-        masks = LearnedMasks(
-            groups, lr=1.0, betas=(0.9, 0.95), warmup_steps=100, compat="paper", seed=0, device=torch.device("cpu")
-        )
-        masked_model = MaskedModel(model, source, groups, torch.device("cpu"))
+        target = {**half, "intermediate_size": hidden * 11 // 8}
+        pruning = apply_targeted_pruning(model, target, warmup_steps=100)
     count = 0
 
     def step() -> None:
         nonlocal count
         if masked:
-            drawn = masks.draw(count)
-            masked_model.assign(drawn)
+            pruning.draw(count)
         model(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         if masked:
-            masked_model.backward(drawn)
-            masks.step(count)
-            masks.statistics(count)
+            pruning.learn(count)
         count += 1
 
     return step

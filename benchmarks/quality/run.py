@@ -23,6 +23,7 @@ from llmshearing.architecture.config import sheared_config
 from llmshearing.convert.commands import export, shear
 from llmshearing.data.evaluation import build_evaluators
 from llmshearing.data.loaders import build_dynamic_streaming_dataloader
+from llmshearing.pruning.learned import LearnedMasks
 from llmshearing.pruning.target import resolve_target
 from llmshearing.reference_loss.evaluate import evaluate
 
@@ -130,7 +131,7 @@ def _train(
         progress_bar=False,
     )
     for name, chosen in (start or {}).items():
-        cast(TargetedPruning, pruning).masks.log_alpha[name].data[chosen == 0] = 0.0
+        cast(LearnedMasks, cast(TargetedPruning, pruning).masks).log_alpha[name].data[chosen == 0] = 0.0
     untrained = {name: weight.clone() for name, weight in model.state_dict().items()} if way.untrained else None
     try:
         trainer.fit()

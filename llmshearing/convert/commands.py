@@ -25,9 +25,8 @@ from llmshearing.convert.single_file import SingleFile
 from llmshearing.convert.stored import StoredTensor
 from llmshearing.data.start import ORDER
 from llmshearing.errors import InputError
-from llmshearing.pruning.hard_concrete import deterministic
-from llmshearing.pruning.selection import check_chosen, log_ties
 from llmshearing.pruning.shear import Placement, Shears
+from llmshearing.pruning.state import masks_to_shear
 from llmshearing.pruning.target import resolve_target, unit_groups
 
 log = logging.getLogger(__name__)
@@ -141,21 +140,12 @@ def _shears(checkpoint: Checkpoint) -> Shears:
         groups = unit_groups(source, target)
         if resolve_target(source, {name: getattr(target, name) for name in DIMENSIONS}) != target:
             raise TypeError("a target that the source cannot be pruned to")
-        check_chosen(pruning, checkpoint.path)
-        log_alpha = pruning["masks"]["log_alpha"]
-        masks: dict[str, Tensor] = {
-            group.dimension: deterministic(log_alpha[group.dimension], group.num_kept)
-            for group in groups
-            if group.dimension in log_alpha
-        }
+        masks = masks_to_shear(pruning, groups, checkpoint.path)
     except InputError:
         raise
     except Exception as error:  # what is saved there may be of any type
         raise InputError(f"The masks in '{checkpoint.path}' have a form that this version does not know.") from error
-    shears = Shears(masks, source, target)
-    for group in groups:
-        log_ties(group, log_alpha[group.dimension])
-    return shears
+    return Shears(masks, source, target)
 
 
 def _entry(tensor: StoredTensor, placement: Placement, dtype: torch.dtype | None, path: str | Path) -> Entry:

@@ -15,13 +15,12 @@ from torch import Tensor
 from llmshearing.architecture.config import check_prunable
 from llmshearing.architecture.shapes import ModelShape
 from llmshearing.errors import InputError
-from llmshearing.pruning.freeze import drop_gradients, forget_empty_state
-from llmshearing.pruning.learned import LearnedMasks
-from llmshearing.pruning.masked import MaskedModel
+from llmshearing.pruning.chooser import Chooser
+from llmshearing.pruning.functional import Pruning, make_chooser
 from llmshearing.pruning.monitor import check_health, report_end
-from llmshearing.pruning.ranks import average_gradients
-from llmshearing.pruning.selection import Importance, random_scores
 from llmshearing.pruning.settings import Settings
+from llmshearing.pruning.state import current
+from llmshearing.pruning.still_weights import StillWeights, drop_gradients, forget_empty_state
 from llmshearing.pruning.target import groups_to_prune
 from llmshearing.pruning.times import warmup_and_search
 
@@ -74,15 +73,25 @@ class TargetedPruning(Algorithm):
         seed: int = 17,
     ) -> None:
         self.settings = Settings(target, lr, lr_schedule, betas, warmup, selection, search, compat, seed)
-        self.source_shape: ModelShape
-        self.target_shape: ModelShape
-        self.masks: LearnedMasks
-        self._importance: Importance | None = None
-        self._search_steps = 0
+        self._pruning: Pruning
+        self._weights = StillWeights()
         self._chosen_after: int | None = None  # batches of search
-        self._model: MaskedModel
-        self._drawn: dict[str, Tensor] = {}
         self._lr_factor = 1.0
+
+    @property
+    def masks(self) -> Chooser:
+        """What chooses the units."""
+        return self._pruning.masks
+
+    @property
+    def source_shape(self) -> ModelShape:
+        """Shape of the model."""
+        return self._pruning.source
+
+    @property
+    def target_shape(self) -> ModelShape:
+        """Shape that is left of it."""
+        return self._pruning.target
 
     def __repr__(self) -> str:
         return f"TargetedPruning({self.settings})"
@@ -106,16 +115,17 @@ class TargetedPruning(Algorithm):
         if event == Event.INIT:
             self._build(state)
         elif event == Event.BEFORE_TRAIN_BATCH:  # again on every retry of automatic microbatching
-            self._draw(state)
+            self._begin(state)
         elif event == Event.AFTER_TRAIN_BATCH:
-            if self._searches:
+            self._weights.release()
+            if self._pruning.searches:
                 drop_gradients(state.model)
         elif event == Event.BATCH_END:
             self._learn(state, logger)
         else:
             if event == Event.FIT_START:
                 self._resolve_times(state)
-            self._model.assign(self._evaluation_masks(state))
+            self._pruning.show(finished=_finished(state))
             if event == Event.FIT_END:
                 self._end(state)
 
@@ -130,95 +140,70 @@ class TargetedPruning(Algorithm):
                 "TargetedPruning does not support precision amp_fp16, whose loss scaling would scale the masks' "
                 "gradients. Use amp_bf16."
             )
-        model = state.model.model
-        self.source_shape = ModelShape.from_hf_config(model.config)
-        settings = self.settings
-        self.target_shape, groups = groups_to_prune(self.source_shape, settings.target, selection=settings.selection)
-        check_prunable(model.config.to_dict(), self.target_shape)
+        model, settings = state.model.model, self.settings
+        source = ModelShape.from_hf_config(model.config)
+        target, groups = groups_to_prune(source, settings.target, selection=settings.selection)
+        check_prunable(model.config.to_dict(), target)
         device = state.device.tensor_to_device(torch.empty(0)).device
-        self.masks = LearnedMasks(
+        masks = make_chooser(
             groups,
+            settings.selection,
             lr=settings.lr,
             betas=settings.betas,
-            warmup_steps=0,  # known at FIT_START
             compat=settings.compat,
             seed=settings.seed,
             device=device,
         )
-        if settings.selection == "importance":
-            self._importance = Importance(groups, device=device)
-        elif settings.selection == "random":
-            self.masks.decide(random_scores(groups, settings.seed))
-        self._model = MaskedModel(model, self.source_shape, groups, device)
+        self._pruning = Pruning(model, source, target, masks, device)
+        if settings.search is not None:
+            self._pruning.search_steps = 0  # how many, is known at FIT_START
         log.info(
             "Pruning from %s (%d parameters) to %s (%d parameters).",
-            self.source_shape,
-            self.source_shape.num_parameters(),
-            self.target_shape,
-            self.target_shape.num_parameters(),
+            source,
+            source.num_parameters(),
+            target,
+            target.num_parameters(),
         )
 
     def _resolve_times(self, state: State) -> None:
         """Times given as shares of the run need its length, which Composer knows only when fitting."""
         search = self.settings.search
-        self.masks.warmup_steps, self._search_steps = warmup_and_search(self.settings.warmup, search, state)
-        if self._searches and (start := int(state.timestamp.batch)) >= self._search_steps:
+        self.masks.warmup_steps, search_steps = warmup_and_search(self.settings.warmup, search, state)
+        self._pruning.search_steps = None if search is None else search_steps
+        if self._pruning.searches and (start := int(state.timestamp.batch)) >= search_steps:
             raise InputError(
                 f"search is '{search}', but the checkpoint at batch {start} had not ended its own: lengthen it."
             )
 
-    def _draw(self, state: State) -> None:
-        if self.masks.decided:
-            if int(state.timestamp.batch) == self._chosen_after:
-                forget_empty_state(state.optimizers)
-            self._drawn = {}
-            self._model.assign(self.masks.final())
-            return
-        self._drawn = self._importance.draw() if self._importance else self.masks.draw(int(state.timestamp.batch))
-        self._model.assign(self._drawn)
-        if self.settings.lr_schedule == "follow":
+    def _begin(self, state: State) -> None:
+        batch = int(state.timestamp.batch)
+        if batch == self._chosen_after:
+            forget_empty_state(state.optimizers)
+        self._pruning.draw(batch)
+        if self.settings.lr_schedule == "follow":  # before schedulers step
             group = state.optimizers[0].param_groups[0]
             self._lr_factor = group["lr"] / group.get("initial_lr", group["lr"])
+        if self._pruning.searches:
+            self._weights.hold(state.model)
 
     def _learn(self, state: State, logger: Logger) -> None:
         # At BATCH_END rather than before the optimizer's step, which automatic microbatching may run twice.
         step = int(state.timestamp.batch) - 1
-        values: dict[str, Tensor | float] = {}
-        if self._drawn:
-            self._model.backward(self._drawn)
-            if self._importance:
-                self._importance.add(average_gradients(self._drawn))
-                values["importance"] = torch.stack([score.sum() for score in self._importance.scores.values()]).sum()
-            else:
-                average_gradients(self.masks.log_alpha)
-                values["lagrangian"] = self.masks.step(step, lr_factor=self._lr_factor)
-            self._drawn = {}
-            if step + 1 == self._search_steps:
-                self.masks.decide(self._importance.scores if self._importance else None)
-                self._chosen_after = self._search_steps
-                log.info("The units are chosen; training goes on with %s.", self.target_shape)
-            self._model.assign(self._evaluation_masks(state))  # callbacks may use the model from here on
-        values |= self.masks.statistics(step)
+        searched = self._pruning.searches
+        values = self._pruning.learn(step, lr_factor=self._lr_factor, finished=_finished(state))
+        if searched and not self._pruning.searches:
+            self._chosen_after = step + 1
         check_health(step, self._log(values, logger), self.masks, self.settings)
 
     def _log(self, values: Mapping[str, Tensor | float], logger: Logger) -> dict[str, float]:
-        device = next(iter(self.masks.log_alpha.values())).device
+        device = self.masks.device
         numbers = [torch.as_tensor(value, dtype=torch.float32, device=device) for value in values.values()]
         metrics = dict(zip(values, torch.stack(numbers).tolist(), strict=True))  # one transfer for all
         logger.log_metrics({f"pruning/{name}": value for name, value in metrics.items()})
         return metrics
 
-    @property
-    def _searches(self) -> bool:
-        """Whether units are still to be chosen, on weights that stand still."""
-        return self.settings.search is not None and not self.masks.decided
-
-    def _evaluation_masks(self, state: State) -> dict[str, Tensor]:
-        finished = state.max_duration is not None and state.timestamp >= state.max_duration
-        return self.masks.final() if finished and not self._searches else self.masks.expected()
-
     def _end(self, state: State) -> None:
-        if self._searches:
+        if self._pruning.searches:
             raise InputError(
                 f"search is '{self.settings.search}', but the run of {state.max_duration} ended after "
                 f"{int(state.timestamp.batch)} batches, before units were chosen. Shorten the search or train longer."
@@ -236,7 +221,6 @@ class TargetedPruning(Algorithm):
             "settings": self.settings.state_dict(),
             "chosen_after": self._chosen_after,
             "masks": self.masks.state_dict(),
-            **({"importance": self._importance.state_dict()} if self._importance else {}),
         }
 
     def load_state_dict(self, state: dict[str, Any], strict: bool = False) -> None:
@@ -254,9 +238,11 @@ class TargetedPruning(Algorithm):
         for name in ("compat", "selection"):
             if state[name] != (own := getattr(self.settings, name)):
                 raise InputError(f"The checkpoint was made with {name}={state[name]}, this run has {own}.")
-        self.masks.load_state_dict(state["masks"])
+        self.masks.load_state_dict(current(state)["masks"])
         self._chosen_after = state.get("chosen_after")
         if "settings" in state:  # older checkpoints have none
-            self.settings.compare(state["settings"], decided=self.masks.decided)
-        if self._importance:
-            self._importance.load_state_dict(state["importance"])
+            self.settings.compare(state["settings"], decided=self.masks.chosen is not None)
+
+
+def _finished(state: State) -> bool:
+    return state.max_duration is not None and state.timestamp >= state.max_duration

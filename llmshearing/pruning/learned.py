@@ -1,8 +1,4 @@
-"""Masks that are learned: the parameters, their multipliers and the min-max step (Sheared LLaMA, section 2.1).
-
-Everything here is replicated on every rank and depends only on (seed, step) and the gradients, so ranks that see the
-same summed gradients stay identical to the bit.
-"""
+"""Masks that are learned: the parameters, their multipliers and the min-max step (Sheared LLaMA, section 2.1)."""
 
 from __future__ import annotations
 
@@ -13,16 +9,16 @@ import torch
 from torch import Tensor
 
 from llmshearing.pruning import hard_concrete
+from llmshearing.pruning.chooser import Chooser
 from llmshearing.pruning.lagrangian import Multipliers, constraint, target_fraction
 from llmshearing.pruning.noise import generator
-from llmshearing.pruning.selection import log_ties
 from llmshearing.pruning.target import UnitGroup
 
 # A unit is undecided while its probability of staying is between these.
 _UNDECIDED = (0.05, 0.95)
 
 
-class LearnedMasks:
+class LearnedMasks(Chooser):
     """Hard-concrete masks of all unit groups and the optimizer that learns them.
 
     Args:
@@ -46,9 +42,8 @@ class LearnedMasks:
         seed: int,
         device: torch.device,
     ) -> None:
-        self.groups: dict[str, UnitGroup] = {group.dimension: group for group in groups}
+        super().__init__(groups, device=device)
         self.warmup_steps, self.compat, self.seed, self.lr = warmup_steps, compat, seed, lr
-        self.decided = False  # whether `decide` was called; kept here, since asking log_alpha would wait for the device
         self.log_alpha: dict[str, Tensor] = {
             name: torch.full(group.shape, hard_concrete.LOG_ALPHA_MAX, device=device, requires_grad=True)
             for name, group in self.groups.items()
@@ -75,6 +70,11 @@ class LearnedMasks:
                 "exp_avg_sq": torch.zeros_like(tensor),
             }
 
+    @property
+    def parameters(self) -> Mapping[str, Tensor]:
+        """``log_alpha``."""
+        return self.log_alpha
+
     def draw(self, step: int) -> dict[str, Tensor]:
         """Sampled masks of one training step, differentiable in ``log_alpha``."""
         noise = generator("masks", self.seed, step)
@@ -87,37 +87,29 @@ class LearnedMasks:
     def expected(self) -> dict[str, Tensor]:
         """Deterministic masks of the size that the masks now expect, for evaluation on the way to the target.
 
-        Before the first step, and so while units are chosen by importance, masks of one: the source.
+        Before the first step, masks of one: the source.
         """
-        if not self.decided and not self._steps():
-            return {name: torch.ones_like(log_alpha) for name, log_alpha in self.log_alpha.items()}
+        if self.chosen is not None or not self._steps():
+            return super().expected()
         masks = {}
         for name, log_alpha in self.log_alpha.items():
             size = hard_concrete.keep_probability(log_alpha).sum(-1).round().long().clamp(min=1)
             masks[name] = hard_concrete.deterministic(log_alpha, size)
         return masks
 
-    @torch.no_grad()
-    def final(self) -> dict[str, Tensor]:
-        """Deterministic masks of exactly the target size: what shearing keeps."""
-        return {
-            name: hard_concrete.deterministic(log_alpha, self.groups[name].num_kept)
-            for name, log_alpha in self.log_alpha.items()
-        }
+    def scores(self) -> Mapping[str, Tensor]:
+        """``log_alpha``, by which a unit's probability of staying grows."""
+        return self.log_alpha
 
     def _steps(self) -> int:
         """How often the masks were updated."""
         return int(self.optimizer.state[next(iter(self.log_alpha.values()))]["step"])
 
-    def step(self, step: int, *, lr_factor: float = 1.0) -> Tensor:
+    def learn(self, step: int, *, lr_factor: float = 1.0) -> dict[str, Tensor | float]:
         """One min-max step: add the constraint's gradients to those that ``log_alpha`` has from the loss, and update.
 
-        Args:
-            step: index of the batch that gave the loss.
-            lr_factor: multiplies the learning rate of masks and multipliers.
-
         Returns:
-            The Lagrangian's value before the update, a detached scalar.
+            ``lagrangian``: its value before the update, a detached scalar.
         """
         terms = [
             constraint(
@@ -137,36 +129,17 @@ class LearnedMasks:
         with torch.no_grad():
             for log_alpha in self.log_alpha.values():
                 log_alpha.clamp_(hard_concrete.LOG_ALPHA_MIN, hard_concrete.LOG_ALPHA_MAX)
-        return lagrangian.detach()
-
-    @torch.no_grad()
-    def decide(self, scores: Mapping[str, Tensor] | None = None) -> None:
-        """End the choice: the target's number of units get masks of one for good, the others zero.
-
-        As ``log_alpha`` of plus and minus infinity, which every function of :mod:`hard_concrete` takes to its limit.
-
-        Args:
-            scores: by which to choose, of the shapes of ``log_alpha``. ``None``: by ``log_alpha``.
-        """
-        for name, log_alpha in self.log_alpha.items():
-            score = log_alpha if scores is None else scores[name].to(log_alpha.device)
-            log_ties(self.groups[name], score)
-            kept = hard_concrete.deterministic(score, self.groups[name].num_kept) > 0
-            log_alpha.copy_(torch.where(kept, torch.inf, -torch.inf))
-        self.decided = True
-
-    def log_ties(self) -> None:
-        """Warn of units between which :meth:`final` decides by index."""
-        for name, log_alpha in self.log_alpha.items():
-            log_ties(self.groups[name], log_alpha)
+        return {"lagrangian": lagrangian.detach()}
 
     def settled(self, step: int) -> bool:
         """Whether the constraint has asked for the full target long enough that sizes should be near it."""
-        return step >= 2 * self.warmup_steps + 200
+        return self.chosen is not None or step >= 2 * self.warmup_steps + 200
 
     @torch.no_grad()
     def statistics(self, step: int) -> dict[str, Tensor | float]:
         """What to log after ``step``: sizes in config units, multipliers (means over groups) and undecided units."""
+        if self.chosen is not None:
+            return super().statistics(step)
         values: dict[str, Tensor | float] = {}
         distance = []
         low, high = _UNDECIDED
@@ -186,6 +159,7 @@ class LearnedMasks:
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values only, of the same layout at every step."""
         return {
+            **super().state_dict(),
             "log_alpha": {name: tensor.detach().clone() for name, tensor in self.log_alpha.items()},
             "lambda": {name: pair.lam.detach().clone() for name, pair in self.multipliers.items()},
             "phi": {name: pair.phi.detach().clone() for name, pair in self.multipliers.items()},
@@ -193,8 +167,9 @@ class LearnedMasks:
         }
 
     @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of :meth:`state_dict`; tensors are copied to where the masks live, settings are not taken over."""
+        super().load_state_dict(state)
         betas = [param_group["betas"] for param_group in self.optimizer.param_groups]
         for name in self.groups:
             self.log_alpha[name].copy_(state["log_alpha"][name])
@@ -203,4 +178,3 @@ class LearnedMasks:
         self.optimizer.load_state_dict(state["optimizer"])
         for param_group, own in zip(self.optimizer.param_groups, betas, strict=True):
             param_group["betas"] = own
-        self.decided = all(bool(log_alpha.isinf().all()) for log_alpha in self.log_alpha.values())

@@ -191,6 +191,12 @@ class MaskedModel:
             for name, mask in kept_masks(masks, self.source).items():
                 self._kept[name].set(mask)
 
+    def fix(self, masks: Masks) -> None:
+        """Set the masks for good: backward passes compute no gradients of them any more."""
+        self.assign(masks)
+        for leaf in self.leaves.values():
+            leaf.requires_grad_(False)
+
     def backward(self, masks: Masks) -> None:
         """Push the gradients that the leaves gathered since :meth:`assign` into what ``masks`` were computed from."""
         vectors = scale_vectors(masks, self.source)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 
 from llmshearing.architecture.shapes import ModelShape
-from llmshearing.pruning.learned import LearnedMasks
+from llmshearing.pruning.chooser import Chooser
 from llmshearing.pruning.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -16,7 +16,7 @@ _DIVERGED = 0.95
 _FAR = 0.05  # from the target at the end, as a share of a group's units
 
 
-def check_health(step: int, metrics: Mapping[str, float], masks: LearnedMasks, settings: Settings) -> None:
+def check_health(step: int, metrics: Mapping[str, float], masks: Chooser, settings: Settings) -> None:
     """Look at what was logged after ``step``.
 
     Raises:
@@ -24,7 +24,7 @@ def check_health(step: int, metrics: Mapping[str, float], masks: LearnedMasks, s
     """
     broken = [name for name, value in metrics.items() if value != value]
     problem = f"{', '.join(broken)} became NaN" if broken else None
-    if problem is None and settings.selection != "importance" and masks.settled(step):
+    if problem is None and masks.settled(step):
         for name, group in masks.groups.items():
             target, source = group.num_kept * group.multiple, group.num_units * group.multiple
             expected = metrics[f"{name}/expected"]
@@ -38,7 +38,7 @@ def check_health(step: int, metrics: Mapping[str, float], masks: LearnedMasks, s
         )
 
 
-def report_end(step: int, masks: LearnedMasks, target: ModelShape) -> None:
+def report_end(step: int, masks: Chooser, target: ModelShape) -> None:
     """Log how near the sizes came to the target that the model now has, and units that are cut off by index alone."""
     distance = float(masks.statistics(step)["distance"])
     message = "Pruning ends at %s; expected sizes were within %.2f%% of the target."

@@ -124,10 +124,10 @@ def test_learning_from_importance_begins_with_its_choice(shared: Path, tmp_path:
     masks = {}
     for stage in ("start", "prune"):
         saved = torch.load(tmp_path / "run" / stage / "latest-rank0.pt", weights_only=False)
-        masks[stage] = dict(saved["state"]["algorithms"])["TargetedPruning"]["masks"]["log_alpha"]
-    for name, chosen in masks["start"].items():
-        learned = masks["prune"][name]
-        assert learned[chosen > 0].min() > learned[chosen < 0].max(), name
+        masks[stage] = dict(saved["state"]["algorithms"])["TargetedPruning"]["masks"]
+    for name, chosen in masks["start"]["chosen"].items():
+        learned = masks["prune"]["log_alpha"][name]
+        assert learned[chosen].min() > learned[~chosen].max(), name
 
 
 @pytest.mark.slow

@@ -112,7 +112,7 @@ def test_evaluation_uses_deterministic_masks_and_the_target_shape_at_the_end() -
     assert torch.equal(first, trainer.state.model.model(token_ids()).logits)
     trainer.fit(duration="1ba")
     trainer.state.model.eval().model(token_ids())
-    leaves = algorithm._model.leaves
+    leaves = algorithm._pruning.model.leaves
     assert int((leaves["hidden"] != 0).sum()) == TARGET["hidden_size"]
     assert int((leaves["intermediate.0"] != 0).sum()) == TARGET["intermediate_size"]
 
@@ -126,11 +126,12 @@ class Watch(Callback):
 
     def run_event(self, event: Event, state: State, logger: Logger) -> None:
         """Compare with the masks of evaluation."""
-        if not hasattr(self.algorithm, "_model"):
+        if not hasattr(self.algorithm, "_pruning"):
             return
-        masks = self.algorithm._evaluation_masks(state)
+        finished = state.max_duration is not None and state.timestamp >= state.max_duration
+        masks = self.algorithm._pruning.evaluation_masks(finished=finished)
         wanted = scale_vectors(masks, self.algorithm.source_shape)
-        same = all(torch.equal(leaf, wanted[name]) for name, leaf in self.algorithm._model.leaves.items())
+        same = all(torch.equal(leaf, wanted[name]) for name, leaf in self.algorithm._pruning.model.leaves.items())
         self.found[event.value, int(state.timestamp.batch)] = same
 
 
@@ -158,7 +159,7 @@ def test_prediction_after_an_interrupted_batch_is_deterministic() -> None:
         trainer.fit()
     trainer.predict(trainer.state.train_dataloader, subset_num_batches=1)
     expected = scale_vectors(algorithm.masks.expected(), algorithm.source_shape)
-    for name, leaf in algorithm._model.leaves.items():
+    for name, leaf in algorithm._pruning.model.leaves.items():
         assert torch.equal(leaf, expected[name])
 
 

@@ -13,7 +13,7 @@ from llmshearing.architecture.shapes import ModelShape
 from llmshearing.pruning.hard_concrete import LOG_ALPHA_MAX, LOG_ALPHA_MIN, keep_probability
 from llmshearing.pruning.lagrangian import Multipliers, constraint, target_fraction
 from llmshearing.pruning.learned import LearnedMasks
-from llmshearing.pruning.selection import random_scores
+from llmshearing.pruning.selection import RandomUnits
 from llmshearing.pruning.target import UnitGroup, resolve_target, unit_groups
 
 SOURCE = ModelShape(32, 48, 4, 4, 4, 8, 64)
@@ -58,7 +58,7 @@ def test_constraint_is_the_sum_over_groups_of_the_linear_and_the_quadratic_term(
 def test_constraint_alone_brings_every_group_to_its_target() -> None:
     masks = make_masks(lr=0.1)
     for step in range(600):
-        masks.step(step)
+        masks.learn(step)
     assert masks.statistics(599)["distance"] < 0.03
 
 
@@ -78,7 +78,7 @@ def test_every_seed_and_step_has_its_own_noise() -> None:
     seeds = [0, 1, 2, 2**32, 2**32 + 1, 2**63, 2**64 + 1]
     drawn = [make_masks(seed=seed).draw(step) for seed in seeds for step in (0, 1, 2**32)]
     assert len({tuple(masks[INTERMEDIATE].flatten().tolist()) for masks in drawn}) == len(drawn)
-    chosen = [random_scores(GROUPS, seed) for seed in seeds]
+    chosen = [RandomUnits(GROUPS, seed=seed, device=torch.device("cpu")).scores() for seed in seeds]
     assert len({tuple(scores[HIDDEN].tolist()) for scores in chosen}) == len(seeds)
 
 
@@ -94,7 +94,7 @@ def test_final_masks_have_exactly_the_target_shape_whatever_was_learned() -> Non
 def test_parameters_stay_where_no_unit_is_decided_for_good() -> None:
     masks = make_masks(lr=5.0, warmup_steps=0)
     for step in range(50):
-        masks.step(step)
+        masks.learn(step)
     for log_alpha in masks.log_alpha.values():
         assert log_alpha.min() >= LOG_ALPHA_MIN
         assert log_alpha.max() <= LOG_ALPHA_MAX
@@ -103,13 +103,13 @@ def test_parameters_stay_where_no_unit_is_decided_for_good() -> None:
 def test_state_continues_to_the_same_bits() -> None:
     straight, before = make_masks(), make_masks()
     for step in range(20):
-        straight.step(step)
+        straight.learn(step)
     for step in range(10):
-        before.step(step)
+        before.learn(step)
     after = make_masks()
     after.load_state_dict(before.state_dict())
     for step in range(10, 20):
-        after.step(step)
+        after.learn(step)
     for name in NAMES.values():
         assert torch.equal(straight.log_alpha[name], after.log_alpha[name])
         assert torch.equal(straight.multipliers[name].lam, after.multipliers[name].lam)
@@ -123,7 +123,7 @@ def test_state_has_the_same_layout_before_and_after_the_first_step() -> None:
 
     masks = make_masks()
     before = layout(masks.state_dict())
-    masks.step(0)
+    masks.learn(0)
     assert layout(masks.state_dict()) == before
 
 
@@ -174,6 +174,6 @@ def test_golden_trajectory_of_the_original_over_200_steps(shared: Path) -> None:
                     assert sparsity == pytest.approx(row["info"][f"expected_{name}_sparsity"], abs=1e-3)
                     lam = masks.multipliers[dimension].lam.item()
                     assert lam == pytest.approx(row["lambdas"][f"lambda_1_{name}"], rel=1e-3, abs=1e-3)
-            value = masks.step(step).item()
+            value = masks.learn(step)["lagrangian"].item()
             if step in expected:
                 assert value == pytest.approx(expected[step]["loss"], abs=1e-3)

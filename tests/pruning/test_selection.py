@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from composer.core import Callback, State
+from composer.loggers import Logger
 from transformers import AutoModelForCausalLM
 
 from llmshearing import TargetedPruning
 from llmshearing.convert.commands import shear
 from llmshearing.errors import InputError
-from llmshearing.pruning.selection import log_ties
+from llmshearing.pruning.chooser import log_ties
 from llmshearing.pruning.target import UnitGroup
 from tests.models import make_model, token_ids
 from tests.training import TARGET, KillAt, Killed, dataset, logged, make_trainer
@@ -61,6 +63,23 @@ def test_weights_stand_still_during_the_search_and_move_afterwards(way: str) -> 
     assert not torch.equal(trainer.state.model.state_dict()["model.lm_head.weight"], before["model.lm_head.weight"])
 
 
+@pytest.mark.parametrize("way", ["searched", "important"])
+def test_a_search_computes_no_gradients_of_weights_and_training_does(way: str) -> None:
+    found: dict[int, set[bool]] = {}
+
+    class Look(Callback):
+        def after_backward(self, state: State, logger: Logger) -> None:
+            found[int(state.timestamp.batch)] = {p.grad is not None for p in state.model.parameters()}
+
+    trainer = make_trainer([pruning(**WAYS[way])], callbacks=[Look()])
+    frozen = trainer.state.model.model.model.layers[1].mlp.up_proj.weight
+    frozen.requires_grad_(False)  # by the user, who keeps it so
+    trainer.fit()
+    assert all(found[batch] == {False} for batch in range(5))
+    assert all(found[batch] == {True, False} for batch in range(5, 12))
+    assert [id(p) for p in trainer.state.model.parameters() if not p.requires_grad] == [id(frozen)]
+
+
 def test_importance_is_the_squared_gradient_of_every_units_mask() -> None:
     algorithm = pruning(selection="importance", search="2ba")
     make_trainer([algorithm], duration="2ba").fit()
@@ -76,7 +95,7 @@ def test_importance_is_the_squared_gradient_of_every_units_mask() -> None:
         model(input_ids=ids, labels=ids).loss.backward()
         expected_layers += layers.grad**2
         expected_neurons += neurons.grad**2
-    scores = algorithm._importance.scores
+    scores = algorithm.masks.scores()
     torch.testing.assert_close(scores["num_hidden_layers"], expected_layers, rtol=1e-3, atol=1e-9)
     torch.testing.assert_close(scores["intermediate_size"], expected_neurons, rtol=1e-3, atol=1e-9)
     best = expected_neurons.topk(TARGET["intermediate_size"]).indices.sort(-1).values
