@@ -25,7 +25,8 @@ class SourceDistillation(Algorithm):
     The loss becomes ``(1 - weight) * loss + weight * distillation_loss``. Works with
     :class:`~llmshearing.TargetedPruning` and in continued pre-training, on any Composer model whose outputs have
     ``logits`` and whose batches have ``input_ids`` and ``labels``. The teacher is no part of the trained model: neither
-    optimizer, checkpoints nor clipping see it. Under FSDP2 it is sharded, layer by layer, over all ranks.
+    optimizer, checkpoints nor clipping see it. Under FSDP rank 0 reads it, and it is sharded, layer by layer, over all
+    ranks.
 
     Args:
         teacher: Hugging Face folder or hub id of a causal LM with the same tokenizer. Where the vocabularies are padded
@@ -33,7 +34,7 @@ class SourceDistillation(Algorithm):
         weight: share of the loss, above 0 and at most 1.
         temperature: softens both distributions.
         top_k: tokens per position that are compared; the teacher's logits are never held for more.
-            ``None``: all, exact, and as much memory again as the student's logits.
+            ``None``: all, exact, and 4 bytes per logit for the teacher's log-probabilities.
         dtype: of the teacher's weights.
 
     Raises:
@@ -82,7 +83,8 @@ class SourceDistillation(Algorithm):
             logger.log_metrics({"distillation/divergence": mean.item()})
 
     def _load(self, state: State) -> None:
-        model = load_teacher(self.teacher, getattr(torch, self.dtype))
+        alone = state.fsdp_config is None or dist.get_world_size() == 1
+        model = load_teacher(self.teacher, getattr(torch, self.dtype), on_each_rank=alone)
         size = int(model.config.get_text_config().vocab_size)
         student = getattr(getattr(state.model, "model", None), "config", None)
         common = common_vocabulary(

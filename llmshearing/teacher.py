@@ -1,4 +1,7 @@
-"""The teacher of a distillation: a causal LM that gives its likeliest tokens only, loaded whole and checked."""
+"""The teacher of a distillation: a causal LM that gives its likeliest tokens only, loaded whole and checked.
+
+Shapes: B batch, T tokens of a sequence, D hidden size, K tokens that are compared.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,16 @@ import torch
 from composer.core import State
 from composer.utils import dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import fully_shard
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from llmshearing.errors import InputError
-from llmshearing.models.loading import load_reporting
+from llmshearing.models.loading import DTYPE, load_reporting
 
-CHUNK = 1024  # tokens whose logits the teacher holds at a time
+TOKENS_AT_ONCE = 1024  # whose logits the teacher holds
 
 
 class _Hidden(BaseModelOutputWithPastAndCrossAttentions):
@@ -30,7 +35,7 @@ class _Given(nn.Module):
     """In place of a causal LM's layers: their output is what the LM was given as its input."""
 
     def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> _Hidden:
-        """``(batch, length, hidden_size)``, unchanged."""
+        """``(B, T, D)``, unchanged."""
         return _Hidden(last_hidden_state=cast(Any, inputs_embeds))
 
 
@@ -46,9 +51,6 @@ class Teacher(nn.Module):
         top_k: tokens per position. ``None``: all.
         temperature: by which logits are divided.
         vocab_size: tokens of the model that count, from 0 on. ``None``: all.
-
-    Raises:
-        InputError: a model whose output layer cannot be asked by itself.
     """
 
     def __init__(
@@ -56,23 +58,14 @@ class Teacher(nn.Module):
     ) -> None:
         super().__init__()
         model.eval().requires_grad_(False)
-        self.base = model.base_model
-        self.head = copy.copy(model)  # the same output layer behind no layers
-        self.head._modules = {**model._modules, model.base_model_prefix: _Given()}
-        config = model.config.get_text_config()
-        try:
-            self.head(inputs_embeds=torch.zeros(1, 1, config.hidden_size, dtype=model.dtype))
-        except Exception as error:  # whatever its code does with what it lacks
-            raise InputError(
-                f"A teacher of type '{config.model_type}' gives no logits from hidden states alone ({error!r}). "
-                "Take one of another family."
-            ) from error
-        size = int(config.vocab_size)
+        self.base = getattr(model, _base_name(model))
+        self.head = _head(model)
+        size = int(model.config.get_text_config().vocab_size)
         self.vocab_size = min(vocab_size or size, size)
         self.top_k, self.temperature = min(top_k or self.vocab_size, self.vocab_size), temperature
 
     def forward(self, **inputs: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What the model takes to log-probabilities and token ids, each ``(batch, length, top_k)``.
+        """What the model takes to log-probabilities and token ids, each ``(B, T, K)``.
 
         No ids, and all tokens in order, where all are asked for.
         """
@@ -80,8 +73,8 @@ class Teacher(nn.Module):
         rows, shape = hidden.flatten(0, -2), (*hidden.shape[:-1], self.top_k)
         values = torch.empty(len(rows), self.top_k, device=rows.device)
         ids = None if self.top_k == self.vocab_size else torch.empty_like(values, dtype=torch.long)
-        for start in range(0, len(rows), CHUNK):
-            chunk = slice(start, start + CHUNK)
+        for start in range(0, len(rows), TOKENS_AT_ONCE):
+            chunk = slice(start, start + TOKENS_AT_ONCE)
             logits = self.head(inputs_embeds=rows[chunk].unsqueeze(0)).logits.squeeze(0)[..., : self.vocab_size]
             logits = logits.float().div_(self.temperature)
             normaliser = logits.logsumexp(-1, keepdim=True)
@@ -93,24 +86,67 @@ class Teacher(nn.Module):
         return values.view(shape), None if ids is None else ids.view(shape)
 
     def place(self, state: State) -> None:
-        """On the device of this rank: whole, or under FSDP2 in shards, layer by layer."""
+        """On the device of this rank: whole, or under FSDP in shards, layer by layer, of what rank 0 has read."""
         if state.fsdp_config is None:
             state.device.module_to_device(self)
             return
         device = "cuda" if state.device.name == "gpu" else state.device.name
         mesh = torch.distributed.init_device_mesh(device, (dist.get_world_size(),))
+        read = self.state_dict() if dist.get_global_rank() == 0 else {}  # whole, and stays where it was read
         for module in list(self.base.modules()):
             if type(module).__name__ in (cast(Any, self.base)._no_split_modules or ()):
                 fully_shard(module, mesh=mesh)
         fully_shard(self, mesh=mesh)
+        if read:
+            self.to(device)
+        else:
+            self.to_empty(device=device)
+        set_model_state_dict(self, read, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
+        for buffer in self.buffers():  # also those that no state dict holds, such as rotary frequencies
+            torch.distributed.broadcast(buffer, src=0)
 
 
-def load_teacher(name: str, dtype: torch.dtype) -> PreTrainedModel:
+def _base_name(model: PreTrainedModel) -> str:
+    """Where its layers are; in Gemma 3's text model that is not what ``base_model_prefix`` says."""
+    if model.base_model_prefix in model._modules:
+        return model.base_model_prefix
+    return next(name for name, child in model.named_children() if isinstance(child, PreTrainedModel))
+
+
+def _head(model: PreTrainedModel) -> PreTrainedModel:
+    """The same output layer behind no layers."""
+    head = copy.copy(model)
+    head._modules = {**model._modules, _base_name(model): _Given()}
+    return head
+
+
+def load_teacher(name: str, dtype: torch.dtype, *, on_each_rank: bool = True) -> PreTrainedModel:
     """A causal LM with every tensor that its config asks for.
 
+    Args:
+        name: Hugging Face folder or hub id.
+        dtype: of its weights.
+        on_each_rank: ``False``: rank 0 reads it, the others have the shapes of its parameters only (``meta``).
+
     Raises:
-        InputError: it is missing or broken, lacks tensors, or holds NaN or infinity.
+        InputError: on every rank: it is missing or broken, lacks tensors, holds NaN or infinity, or is of a family
+            whose output layer cannot be asked by itself.
     """
+    if on_each_rank:
+        return _read(name, dtype)
+    model, refused = None, [""]
+    if dist.get_global_rank() == 0:
+        try:
+            model = _read(name, dtype)
+        except InputError as error:
+            refused = [str(error)]
+    dist.broadcast_object_list(refused)
+    if refused[0]:
+        raise InputError(refused[0])
+    return _build_on_meta(name, dtype) if model is None else model
+
+
+def _read(name: str, dtype: torch.dtype) -> PreTrainedModel:
     try:
         model, found = load_reporting(name, dtype=dtype)
     except Exception as error:  # a damaged file may raise anything
@@ -120,7 +156,31 @@ def load_teacher(name: str, dtype: torch.dtype) -> PreTrainedModel:
     broken = [key for key, tensor in model.named_parameters() if not torch.stack(tensor.aminmax()).isfinite().all()]
     if broken:
         raise InputError(f"The teacher '{name}' holds NaN or infinity in {_some(broken)}. Take an earlier one.")
+    config = model.config.get_text_config()
+    try:
+        _head(model)(inputs_embeds=torch.zeros(1, 1, config.hidden_size, dtype=model.dtype))
+    except Exception as error:  # whatever its code does with what it lacks
+        raise InputError(
+            f"A teacher of type '{config.model_type}' gives no logits from hidden states alone ({error!r}). "
+            "Take one of another family."
+        ) from error
     return model
+
+
+def _build_on_meta(name: str, dtype: torch.dtype) -> PreTrainedModel:
+    """With parameters on ``meta``; all else that the model computes for itself, such as rotary frequencies, is real."""
+
+    def to_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if parameter is None or parameter.is_meta:  # a tied one, which must stay the same
+            return None
+        return nn.Parameter(parameter.to("meta"), requires_grad=False)
+
+    hook = register_module_parameter_registration_hook(cast(Any, to_meta))  # typed to return nothing
+    try:
+        options: dict[str, Any] = {DTYPE: dtype}
+        return cast(Any, AutoModelForCausalLM).from_config(AutoConfig.from_pretrained(name), **options)
+    finally:
+        hook.remove()
 
 
 def _some(names: list[str]) -> str:

@@ -13,16 +13,15 @@ from composer.core import Event
 from composer.loggers import InMemoryLogger
 from composer.models import HuggingFaceModel
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmshearing import SourceDistillation, TargetedPruning
 from llmshearing.errors import InputError
-from llmshearing.teacher import Teacher, common_vocabulary
 from tests.forkserver import ForkServer
 from tests.models import SIZES, make_model, token_ids
 from tests.pruning.test_distributed import run
+from tests.test_teacher import words
 from tests.training import TARGET, logged, make_trainer
 
 
@@ -121,41 +120,12 @@ def test_a_teacher_without_a_tensor_cut_short_or_not_finite_is_refused(tmp_path:
         make_trainer([SourceDistillation(broken)])
 
 
-@pytest.mark.parametrize(
-    ("model_type", "own"),
-    [
-        ("llama", {}),
-        ("granite", {"logits_scaling": 8.0}),
-        ("gemma2", {"final_logit_softcapping": 3.0, "query_pre_attn_scalar": 8}),
-        ("cohere", {"logit_scale": 0.25}),
-        ("mixtral", {"num_local_experts": 2}),
-        ("gpt2", {"n_layer": 2, "n_embd": 48, "n_head": 4, "n_positions": 64}),
-    ],
-)
-def test_a_teacher_of_any_family_predicts_what_it_does_by_itself(model_type: str, own: dict[str, Any]) -> None:
-    sizes = {**SIZES, "pad_token_id": 0, "attn_implementation": "eager"}
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **{**sizes, **own})).eval()
-    ids = token_ids()
-    with torch.no_grad():
-        expected = (model(ids).logits.float() / 1.5).log_softmax(-1).sort(descending=True)
-        values, tokens = Teacher(model, top_k=5, temperature=1.5)(input_ids=ids)
-    order = values.argsort(descending=True)
-    torch.testing.assert_close(values.gather(-1, order), expected.values[..., :5])
-    assert torch.equal(tokens.gather(-1, order), expected.indices[..., :5])
-
-
 def test_a_teacher_whose_logits_are_scaled_teaches(tmp_path: Path) -> None:
     config = AutoConfig.for_model("granite", **SIZES, logits_scaling=8.0)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     trainer = make_trainer([SourceDistillation(str(tmp_path))], duration="1ba")
     trainer.fit()
     assert len(logged(trainer, "distillation/divergence")) == 1
-
-
-def words(*names: str) -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}, unk_token=names[0]))
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
 @pytest.mark.parametrize("padded", [96, 128, 80])
@@ -180,16 +150,3 @@ def test_vocabularies_that_are_padded_to_other_sizes_are_compared_where_both_hav
         own, other = (model(ids).logits[:, :-1, :common].log_softmax(-1).flatten(0, 1) for model in (student, teacher))
         expected = functional.kl_div(own, other, log_target=True, reduction="batchmean")
     torch.testing.assert_close(trainer.state.loss, expected)
-
-
-def test_tokenizers_that_differ_are_refused_and_added_tokens_are_no_difference() -> None:
-    same, other, added = words("a", "b", "c"), words("a", "c", "b"), words("a", "b", "c")
-    added.add_special_tokens({"pad_token": "<pad>"})
-    assert common_vocabulary("big", 8, 6, same, same) == common_vocabulary("big", 6, 8, same, added) == 6
-    with pytest.raises(InputError, match="'big' has another tokenizer than the model: 4 entries"):
-        common_vocabulary("big", 8, 8, same, other)
-    with pytest.raises(InputError, match="has 3 tokens and the model 8, but the tokenizer gives ids up to 3"):
-        common_vocabulary("big", 3, 8, same, added)
-    assert common_vocabulary("big", 8, 8, None, same) == 8
-    with pytest.raises(InputError, match="has 8 tokens, the model 6: they need the same tokenizer"):
-        common_vocabulary("big", 8, 6, None, same)
