@@ -16,7 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 from llmshearing.arguments import number, whole
 from llmshearing.divergence import distillation_loss
 from llmshearing.errors import InputError
-from llmshearing.teacher import Teacher, common_vocabulary, load_for_ranks, load_own_tokenizer
+from llmshearing.teacher import Teacher, common_vocabulary, load_own_tokenizer, load_teacher
 
 
 class SourceDistillation(Algorithm):
@@ -25,7 +25,8 @@ class SourceDistillation(Algorithm):
     The loss becomes ``(1 - weight) * loss + weight * distillation_loss``. Works with
     :class:`~llmshearing.TargetedPruning` and in continued pre-training, on any Composer model whose outputs have
     ``logits`` and whose batches have ``input_ids`` and ``labels``. The teacher is no part of the trained model: neither
-    optimizer, checkpoints nor clipping see it. Under FSDP2 it is sharded, layer by layer, over all ranks.
+    optimizer, checkpoints nor clipping see it. Under FSDP rank 0 reads it, and it is sharded, layer by layer, over all
+    ranks.
 
     Args:
         teacher: Hugging Face folder or hub id of a causal LM with the same tokenizer. Where the vocabularies are padded
@@ -33,7 +34,7 @@ class SourceDistillation(Algorithm):
         weight: share of the loss, above 0 and at most 1.
         temperature: softens both distributions.
         top_k: tokens per position that are compared; the teacher's logits are never held for more.
-            ``None``: all, exact, and 4 bytes more for each of the student's logits.
+            ``None``: all, exact, and 4 bytes per logit for the teacher's log-probabilities.
         dtype: of the teacher's weights.
 
     Raises:
@@ -82,7 +83,8 @@ class SourceDistillation(Algorithm):
             logger.log_metrics({"distillation/divergence": mean.item()})
 
     def _load(self, state: State) -> None:
-        model, whole = load_for_ranks(self.teacher, getattr(torch, self.dtype), sharded=state.fsdp_config is not None)
+        alone = state.fsdp_config is None or dist.get_world_size() == 1
+        model = load_teacher(self.teacher, getattr(torch, self.dtype), on_each_rank=alone)
         size = int(model.config.get_text_config().vocab_size)
         student = getattr(getattr(state.model, "model", None), "config", None)
         common = common_vocabulary(
@@ -92,9 +94,8 @@ class SourceDistillation(Algorithm):
             load_own_tokenizer(self.teacher),
             getattr(state.model, "tokenizer", None),
         )
-        settings: dict[str, Any] = {"top_k": self.top_k, "temperature": self.temperature, "vocab_size": common}
-        self._model = Teacher(model, **settings)
-        self._model.place(state, None if whole is None else Teacher(whole, **settings).state_dict())
+        self._model = Teacher(model, top_k=self.top_k, temperature=self.temperature, vocab_size=common)
+        self._model.place(state)
 
     def _add(self, state: State) -> None:
         batch = cast(Mapping[str, Tensor], state.batch)
@@ -103,13 +104,9 @@ class SourceDistillation(Algorithm):
             teacher, ids = self._model(**inputs)
         if isinstance(self._model, FSDPModule):
             self._model.reshard()  # a root keeps its embeddings gathered, for a backward pass that never comes
-        divergence = distillation_loss(
-            cast(Any, state.outputs)["logits"],
-            teacher,
-            ids,
-            batch["labels"],
-            temperature=self.temperature,
-            vocab_size=self._model.vocab_size,
-        )
+        logits = cast(Any, state.outputs)["logits"]
+        if logits.shape[-1] > self._model.vocab_size:
+            logits = logits[..., : self._model.vocab_size]
+        divergence = distillation_loss(logits, teacher, ids, batch["labels"], temperature=self.temperature)
         self._divergence.append(divergence.detach())
         state.loss = (1 - self.weight) * cast(Tensor, state.loss) + self.weight * divergence

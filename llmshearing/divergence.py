@@ -1,117 +1,128 @@
-"""How far a student's predictions are from a teacher's, without a copy of the logits: pure torch.
+"""The divergence of a student's predictions from a teacher's: pure torch, in chunks, kept in no copy of the logits.
 
-Letters: W entries of the student's logits, V tokens that both vocabularies have, K tokens that are compared.
+Shapes: B batch, T tokens of a sequence, N positions of a batch (B * T), V vocabulary, K tokens that are compared.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_CHUNK = 2**24  # float32 logits that exist at a time: 64 MB
-_LEAST = 1e-6  # probability of the tokens that are not compared
+CHUNK = 2**24  # logits that are held in float32 at a time
+_LEAST = 1e-6  # probability of all tokens that are not compared
 
 
 def distillation_loss(
-    logits: Tensor,
-    teacher: Tensor,
-    ids: Tensor | None,
-    labels: Tensor,
-    *,
-    temperature: float = 1.0,
-    vocab_size: int | None = None,
+    logits: Tensor, teacher: Tensor, ids: Tensor | None, labels: Tensor, *, temperature: float = 1.0
 ) -> Tensor:
     """Mean Kullback-Leibler divergence of the student from the teacher, in nats per predicted token.
 
     ``T**2 * KL(teacher || student)`` with both softened by ``T`` (Hinton et al., 2015). Over the teacher's K likeliest
-    tokens and, as one more outcome, all others together; exact where K is the whole vocabulary.
-
-    Beside the logits and their gradient, which are there anyway, memory holds 64 MB of float32 values at a time.
+    tokens and, as one more outcome, all others together; exact where K is V. For the backward pass it keeps what it was
+    given, and computes the probabilities again: beside the gradient, in the type of the logits, no tensor of their
+    size exists. It can be differentiated once.
 
     Args:
-        logits: of the student, ``(batch, length, W)``.
-        teacher: log-probabilities of the teacher at ``temperature``, ``(batch, length, K)``.
-        ids: their tokens, same shape; ``None``: all V in order.
-        labels: ``(batch, length)``; position i predicts label i + 1, -100 is not counted.
+        logits: of the student, ``(B, T, V)``.
+        teacher: log-probabilities of the teacher at ``temperature``, ``(B, T, K)``.
+        ids: their tokens, same shape. ``None``: K is V, and they are in order.
+        labels: ``(B, T)``; position i predicts label i + 1, -100 is not counted.
         temperature: ``T``.
-        vocab_size: V; all W if ``None``.
+
+    Returns:
+        A scalar in float32, in float64 for logits of float64.
     """
     counted = torch.zeros_like(labels, dtype=torch.bool)
     counted[:, :-1] = labels[:, 1:] != -100
-    divergence = _Divergence.apply(
-        logits.flatten(0, 1),
-        teacher.flatten(0, 1),
-        None if ids is None else ids.flatten(0, 1),
-        counted.flatten(),
-        temperature,
-        vocab_size or logits.shape[-1],
-    )
-    return temperature**2 * divergence / counted.sum().clamp(min=1)
+    weights = counted.to(_computed(logits)) / counted.sum().clamp(min=1)
+    rows = (logits.flatten(0, 1), teacher.flatten(0, 1), None if ids is None else ids.flatten(0, 1))
+    return temperature**2 * _Divergence.apply(*rows, weights.flatten(), temperature)
 
 
 class _Divergence(torch.autograd.Function):
-    """Sum of the divergences of the counted rows, in chunks; the backward pass takes them up again."""
+    """Weighted sum of the divergence of each row: logits (N, V), teacher and ids (N, K), weights (N,)."""
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, teacher: Tensor, ids: Tensor | None, counted: Tensor, temperature: float, size: int
+        ctx: Any, logits: Tensor, teacher: Tensor, ids: Tensor | None, weights: Tensor, temperature: float
     ) -> Tensor:
-        ctx.save_for_backward(logits, teacher, ids, counted)
-        ctx.temperature, ctx.size = temperature, size
-        total = logits.new_zeros((), dtype=teacher.dtype)
-        for rows in _chunks(len(logits), size):
-            softened = _softened(logits[rows, :size], temperature)
-            divergence, _ = _divergence(softened, teacher[rows], None if ids is None else ids[rows])
-            total = total + torch.where(counted[rows], divergence, 0).sum()  # NaN where nothing counts is no matter
+        normalisers = torch.empty_like(weights)
+        total = weights.new_zeros(())
+        for rows in _chunks(logits):
+            part = _Rows(logits[rows], teacher[rows], None if ids is None else ids[rows], temperature)
+            normalisers[rows] = part.normalise()
+            total += torch.where(weights[rows] > 0, weights[rows] * part.divergence(), 0).sum()
+        ctx.save_for_backward(logits, teacher, ids, weights, normalisers)
+        ctx.temperature = temperature
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        logits, teacher, ids, counted = ctx.saved_tensors
-        grad = torch.zeros_like(logits)
-        for rows in _chunks(len(logits), ctx.size):
-            softened = _softened(logits[rows, : ctx.size], ctx.temperature)
-            taken = None if ids is None else ids[rows]
-            of_taken = _divergence(softened, teacher[rows], taken)[1]
-            # Through log_softmax: what comes to each token, less its probability times what comes to all.
-            whole = softened.softmax(-1).mul_(-of_taken.sum(-1, keepdim=True))
-            whole = whole.add_(of_taken) if taken is None else whole.scatter_add_(-1, taken, of_taken)
-            whole = torch.where(counted[rows].unsqueeze(-1), whole.mul_(grads[0] / ctx.temperature), 0)
-            grad[rows, : ctx.size] = whole.to(grad.dtype)
-        return grad, None, None, None, None, None
+        logits, teacher, ids, weights, normalisers = ctx.saved_tensors
+        scale = grads[0] / ctx.temperature * weights
+        grad = torch.empty_like(logits)
+        for rows in _chunks(logits):
+            part = _Rows(logits[rows], teacher[rows], None if ids is None else ids[rows], ctx.temperature)
+            part.normalise(normalisers[rows])
+            grad[rows] = part.gradient().mul_(scale[rows].unsqueeze(-1))
+        return grad, None, None, None, None
 
 
-def _chunks(rows: int, size: int) -> list[slice]:
-    step = max(1, _CHUNK // size)
-    return [slice(start, start + step) for start in range(0, rows, step)]
+class _Rows:
+    """Both models' predictions in C of the N rows."""
+
+    def __init__(self, logits: Tensor, teacher: Tensor, ids: Tensor | None, temperature: float) -> None:
+        self.student = logits.to(_computed(logits), copy=True)  # (C, V)
+        if temperature != 1:
+            self.student /= temperature
+        self.teacher, self.ids = teacher.to(self.student.dtype), ids  # (C, K)
+        self.partial = teacher.shape[-1] < logits.shape[-1]
+
+    def normalise(self, normaliser: Tensor | None = None) -> Tensor:
+        """Subtract the log of the sum of exponentials, ``(C,)``, which is computed unless it is known."""
+        if normaliser is None:
+            normaliser = self.student.logsumexp(-1)
+        self.student -= normaliser.unsqueeze(-1)
+        self.compared = self.student if self.ids is None else self.student.gather(-1, self.ids)  # (C, K)
+        return normaliser
+
+    def divergence(self) -> Tensor:
+        """``(C,)``"""
+        divergence = (self.teacher.exp() * (self.teacher - self.compared)).sum(-1)
+        if self.partial:
+            teacher, student = (_rest(x).clamp(min=_LEAST) for x in (self.teacher, self.compared))
+            divergence += teacher * (teacher.log() - student.log())
+        return divergence
+
+    def gradient(self) -> Tensor:
+        """By the logits divided by the temperature, ``(C, V)``; overwrites the student's predictions."""
+        teacher = self.teacher.exp()
+        everywhere, compared = teacher.sum(-1, keepdim=True), -teacher
+        if self.partial:
+            # The others' probability r = 1 - sum(q) has dr/ds_j = q_j * (1 - r - [j is compared]); none where clamped.
+            rest = _rest(self.compared).unsqueeze(-1)
+            ratio = _rest(self.teacher).clamp(min=_LEAST).unsqueeze(-1) / rest.clamp(min=_LEAST)
+            ratio = torch.where(rest < _LEAST, 0, ratio)
+            everywhere = everywhere - ratio * (1 - rest)
+            compared += ratio * self.compared.exp()
+        grad = self.student.exp_().mul_(everywhere)
+        return grad.add_(compared) if self.ids is None else grad.scatter_add_(-1, self.ids, compared)
 
 
-def _softened(logits: Tensor, temperature: float) -> Tensor:
-    """Logits over the temperature, (rows, V), in float32 or wider."""
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return wide if temperature == 1 else wide / temperature
+def _chunks(logits: Tensor) -> Iterator[slice]:
+    length = max(1, CHUNK // logits.shape[-1])
+    return (slice(start, start + length) for start in range(0, len(logits), length))
 
 
-def _divergence(softened: Tensor, teacher: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Divergences (rows,), and their gradients by the student's log-probabilities of the compared tokens, (rows, K)."""
-    student = softened if ids is None else softened.gather(-1, ids)
-    student = student - softened.logsumexp(-1, keepdim=True)
-    taught = teacher.exp()
-    divergence, grad = (taught * (teacher - student)).sum(-1), -taught
-    if ids is not None and ids.shape[-1] < softened.shape[-1]:
-        probabilities = student.exp()
-        rest_teacher, rest_student = _rest(taught), 1 - probabilities.sum(-1)
-        held = rest_student.clamp(min=_LEAST)
-        divergence = divergence + rest_teacher * (rest_teacher.log() - held.log())
-        moves = torch.where(rest_student > _LEAST, rest_teacher / held, 0)
-        grad = grad + moves.unsqueeze(-1) * probabilities
-    return divergence, grad
+def _computed(logits: Tensor) -> torch.dtype:
+    return torch.promote_types(logits.dtype, torch.float32)
 
 
-def _rest(probabilities: Tensor) -> Tensor:
-    """The probability of all tokens but those given."""
-    return (1 - probabilities.sum(-1)).clamp(min=_LEAST)
+def _rest(log_probabilities: Tensor) -> Tensor:
+    """The probability of all tokens but those given, ``(C,)``."""
+    return 1 - log_probabilities.exp().sum(-1)

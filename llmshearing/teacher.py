@@ -1,9 +1,11 @@
-"""The teacher of a distillation: a causal LM that gives its likeliest tokens only, loaded whole and checked."""
+"""The teacher of a distillation: a causal LM that gives its likeliest tokens only, loaded whole and checked.
+
+Shapes: B batch, T tokens of a sequence, D hidden size, K tokens that are compared.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +22,7 @@ from llmshearing.errors import InputError
 from llmshearing.models.hub import hub_options
 from llmshearing.models.loading import DTYPE, build_on_meta, load_reporting
 
-_CHUNK = 1024  # tokens whose logits the teacher holds at a time
+TOKENS_AT_ONCE = 1024  # whose logits the teacher holds
 
 
 class _Hidden(BaseModelOutputWithPastAndCrossAttentions):
@@ -33,7 +35,7 @@ class _Given(nn.Module):
     """In place of a causal LM's layers: their output is what the LM was given as its input."""
 
     def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> _Hidden:
-        """``(batch, length, hidden_size)``, unchanged."""
+        """``(B, T, D)``, unchanged."""
         return _Hidden(last_hidden_state=cast(Any, inputs_embeds))
 
 
@@ -49,9 +51,6 @@ class Teacher(nn.Module):
         top_k: tokens per position. ``None``: all.
         temperature: by which logits are divided.
         vocab_size: tokens of the model that count, from 0 on. ``None``: all.
-
-    Raises:
-        InputError: a model whose output layer cannot be asked by itself.
     """
 
     def __init__(
@@ -59,102 +58,97 @@ class Teacher(nn.Module):
     ) -> None:
         super().__init__()
         model.eval().requires_grad_(False)
-        self.base = model.base_model
-        self.head = copy.copy(model)  # the same output layer behind no layers
-        self.head._modules = {**model._modules, model.base_model_prefix: _Given()}
-        config = model.config.get_text_config()
-        try:
-            self.head(inputs_embeds=torch.zeros(1, 1, config.hidden_size, dtype=model.dtype, device=model.device))
-        except Exception as error:  # whatever its code does with what it lacks
-            raise InputError(
-                f"A teacher of type '{config.model_type}' gives no logits from hidden states alone ({error!r}). "
-                "Take one of another family."
-            ) from error
-        size = int(config.vocab_size)
+        self.base = getattr(model, _base_name(model))
+        self.head = _head(model)
+        size = int(model.config.get_text_config().vocab_size)
         self.vocab_size = min(vocab_size or size, size)
         self.top_k, self.temperature = min(top_k or self.vocab_size, self.vocab_size), temperature
 
     def forward(self, **inputs: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What the model takes to log-probabilities and token ids, each ``(batch, length, top_k)``.
+        """What the model takes to log-probabilities and token ids, each ``(B, T, K)``.
 
-        No ids where ``top_k`` is all tokens: they are in order.
+        No ids, and all tokens in order, where all are asked for.
         """
         hidden = self.base(**inputs, use_cache=False)[0]
-        parts = []
-        for chunk in hidden.flatten(0, -2).split(_CHUNK):
-            logits = self.head(inputs_embeds=chunk.unsqueeze(0)).logits.squeeze(0)[..., : self.vocab_size]
-            logits = logits.float() / self.temperature
-            if self.top_k == self.vocab_size:
-                parts.append((logits.log_softmax(-1), None))
-            else:
-                values, ids = logits.topk(self.top_k, sorted=False)
-                parts.append((values - logits.logsumexp(-1, keepdim=True), ids))
-        log_probabilities, tokens = zip(*parts, strict=True)
-        shape = hidden.shape[:-1]
-        values = torch.cat(log_probabilities).unflatten(0, shape)
-        return values, None if tokens[0] is None else torch.cat(tokens).unflatten(0, shape)
+        rows, shape = hidden.flatten(0, -2), (*hidden.shape[:-1], self.top_k)
+        values = torch.empty(len(rows), self.top_k, device=rows.device)
+        ids = None if self.top_k == self.vocab_size else torch.empty_like(values, dtype=torch.long)
+        for start in range(0, len(rows), TOKENS_AT_ONCE):
+            chunk = slice(start, start + TOKENS_AT_ONCE)
+            logits = self.head(inputs_embeds=rows[chunk].unsqueeze(0)).logits.squeeze(0)[..., : self.vocab_size]
+            logits = logits.float().div_(self.temperature)
+            normaliser = logits.logsumexp(-1, keepdim=True)
+            if ids is None:
+                torch.sub(logits, normaliser, out=values[chunk])
+                continue
+            likeliest, ids[chunk] = logits.topk(self.top_k, sorted=False)
+            torch.sub(likeliest, normaliser, out=values[chunk])
+        return values.view(shape), None if ids is None else ids.view(shape)
 
-    def place(self, state: State, weights: Mapping[str, Tensor] | None = None) -> None:
-        """On the device of this rank: whole, or under FSDP in shards, layer by layer.
-
-        Args:
-            state: of the trainer.
-            weights: on the first rank, the state of this teacher's whole model where this one has shapes only.
-        """
+    def place(self, state: State) -> None:
+        """On the device of this rank: whole, or under FSDP in shards, layer by layer, of what rank 0 has read."""
         if state.fsdp_config is None:
             state.device.module_to_device(self)
             return
         device = "cuda" if state.device.name == "gpu" else state.device.name
         mesh = torch.distributed.init_device_mesh(device, (dist.get_world_size(),))
+        read = self.state_dict() if dist.get_global_rank() == 0 else {}  # whole, and stays where it was read
         for module in list(self.base.modules()):
             if type(module).__name__ in (cast(Any, self.base)._no_split_modules or ()):
                 fully_shard(module, mesh=mesh)
         fully_shard(self, mesh=mesh)
-        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-        set_model_state_dict(self, dict(weights or {}), options=options)
-        for module in self.modules():
-            for name, buffer in module.named_buffers(recurse=False):
-                module._buffers[name] = state.device.tensor_to_device(buffer)
+        if read:
+            self.to(device)
+        else:
+            self.to_empty(device=device)
+        set_model_state_dict(self, read, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
+        for buffer in self.buffers():  # also those that no state dict holds, such as rotary frequencies
+            torch.distributed.broadcast(buffer, src=0)
 
 
-def load_for_ranks(name: str, dtype: torch.dtype, *, sharded: bool) -> tuple[PreTrainedModel, PreTrainedModel | None]:
-    """A teacher as :meth:`Teacher.place` wants it: whole, or with shapes only where its shards will come from rank 0.
+def _base_name(model: PreTrainedModel) -> str:
+    """Where its layers are; in Gemma 3's text model that is not what ``base_model_prefix`` says."""
+    if model.base_model_prefix in model._modules:
+        return model.base_model_prefix
+    return next(name for name, child in model.named_children() if isinstance(child, PreTrainedModel))
 
-    A host of eight GPUs would otherwise hold eight copies of it while they are cut up.
+
+def _head(model: PreTrainedModel) -> PreTrainedModel:
+    """The same output layer behind no layers."""
+    head = copy.copy(model)
+    head._modules = {**model._modules, _base_name(model): _Given()}
+    return head
+
+
+def load_teacher(name: str, dtype: torch.dtype, *, on_each_rank: bool = True) -> PreTrainedModel:
+    """A causal LM with every tensor that its config asks for.
 
     Args:
         name: Hugging Face folder or hub id.
         dtype: of its weights.
-        sharded: whether ranks get shards of it.
-
-    Returns:
-        The model to make a :class:`Teacher` of, and, on the first rank alone, the whole one if that is another.
+        on_each_rank: ``False``: rank 0 reads it, the others have the shapes of its parameters only (``meta``).
 
     Raises:
-        InputError: see :func:`load_teacher`; on all ranks alike.
+        InputError: on every rank: it is missing or broken, lacks tensors, holds NaN or infinity, or is of a family
+            whose output layer cannot be asked by itself.
     """
-    if not sharded:
-        return load_teacher(name, dtype), None
-    whole: PreTrainedModel | None = None
-    problem: list[str | None] = [None]
+    if on_each_rank:
+        return _read(name, dtype)
+    model, refused = None, [""]
     if dist.get_global_rank() == 0:
         try:
-            whole = load_teacher(name, dtype)
+            model = _read(name, dtype)
         except InputError as error:
-            problem = [str(error)]
-    dist.broadcast_object_list(problem, src=0)
-    if problem[0] is not None:
-        raise InputError(problem[0])
-    config = AutoConfig.from_pretrained(name, **hub_options(name))
-    return build_on_meta(config, **{DTYPE: dtype}), whole
+            refused = [str(error)]
+    dist.broadcast_object_list(refused)
+    if refused[0]:
+        raise InputError(refused[0])
+    if model is not None:
+        return model
+    return build_on_meta(AutoConfig.from_pretrained(name, **hub_options(name)), **{DTYPE: dtype})
 
 
-def load_teacher(name: str, dtype: torch.dtype) -> PreTrainedModel:
-    """A causal LM with every tensor that its config asks for.
-
-    Raises:
-        InputError: it is missing or broken, lacks tensors, or holds NaN or infinity.
-    """
+def _read(name: str, dtype: torch.dtype) -> PreTrainedModel:
     try:
         model, found = load_reporting(name, dtype=dtype)
     except Exception as error:  # a damaged file may raise anything
@@ -164,6 +158,14 @@ def load_teacher(name: str, dtype: torch.dtype) -> PreTrainedModel:
     broken = [key for key, tensor in model.named_parameters() if not torch.stack(tensor.aminmax()).isfinite().all()]
     if broken:
         raise InputError(f"The teacher '{name}' holds NaN or infinity in {_some(broken)}. Take an earlier one.")
+    config = model.config.get_text_config()
+    try:
+        _head(model)(inputs_embeds=torch.zeros(1, 1, config.hidden_size, dtype=model.dtype))
+    except Exception as error:  # whatever its code does with what it lacks
+        raise InputError(
+            f"A teacher of type '{config.model_type}' gives no logits from hidden states alone ({error!r}). "
+            "Take one of another family."
+        ) from error
     return model
 
 

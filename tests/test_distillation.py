@@ -13,18 +13,15 @@ from composer.core import Event
 from composer.loggers import InMemoryLogger
 from composer.models import HuggingFaceModel
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmshearing import SourceDistillation, TargetedPruning
-from llmshearing.divergence import distillation_loss
 from llmshearing.errors import InputError
-from llmshearing.models.loading import build_on_meta
-from llmshearing.teacher import Teacher, common_vocabulary
 from tests.forkserver import ForkServer
 from tests.models import SIZES, make_model, token_ids
 from tests.pruning.test_distributed import run
+from tests.test_teacher import words
 from tests.training import TARGET, logged, make_trainer
 
 
@@ -34,46 +31,6 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("teacher")
     make_model("qwen3-tied", seed=5).save_pretrained(folder)
     return str(folder)
-
-
-def example(k: int) -> dict[str, Any]:
-    generator = torch.Generator().manual_seed(0)
-    logits, teacher = torch.randn(2, 2, 5, SIZES["vocab_size"], generator=generator) * 2
-    labels = torch.randint(0, SIZES["vocab_size"], (2, 5), generator=generator)
-    labels[0, 3:] = -100
-    values, ids = (teacher / 1.5).log_softmax(-1).topk(k)
-    return {"logits": logits, "teacher": values, "ids": ids, "labels": labels, "whole": teacher}
-
-
-def test_loss_over_the_whole_vocabulary_is_the_divergence_of_predicted_tokens() -> None:
-    case = example(SIZES["vocab_size"])
-    whole = case.pop("whole")
-    positions = [(0, 0), (0, 1), *((1, i) for i in range(4))]  # those whose next label counts
-    student, target = (torch.stack([logits[i] for i in positions]) / 1.5 for logits in (case["logits"], whole))
-    expected = functional.kl_div(
-        student.log_softmax(-1), target.log_softmax(-1), log_target=True, reduction="batchmean"
-    )
-    torch.testing.assert_close(distillation_loss(**case, temperature=1.5), 1.5**2 * expected)
-
-
-def test_loss_over_the_likeliest_tokens_is_the_divergence_with_the_others_as_one() -> None:
-    case = example(3)
-    whole = case.pop("whole")
-    student, target = (case["logits"][1, 2] / 1.5).softmax(-1), (whole[1, 2] / 1.5).softmax(-1)
-    ids = target.topk(3).indices
-    merged = [torch.cat([p[ids], (1 - p[ids].sum()).view(1)]) for p in (student, target)]
-    one = {name: case[name][1:2, 2:4] for name in ("logits", "teacher", "ids", "labels")}
-    expected = (merged[1] * (merged[1] / merged[0]).log()).sum()
-    torch.testing.assert_close(distillation_loss(**one, temperature=1.5), 1.5**2 * expected)
-
-
-def test_loss_is_zero_at_the_teacher_and_its_gradient_too() -> None:
-    case = example(8)
-    logits = case.pop("whole").clone().requires_grad_()
-    loss = distillation_loss(**{**case, "logits": logits}, temperature=1.5)
-    loss.backward()
-    assert loss.abs() < 1e-5
-    assert logits.grad.abs().max() < 1e-5
 
 
 def test_training_comes_nearer_to_the_teacher(teacher: str) -> None:
@@ -132,29 +89,6 @@ def test_two_ranks_train_as_one_does_and_fsdp_shards_the_teacher(
     assert ranks[0]["divergence"][:6] == pytest.approx(one["divergence"][:6], rel=1e-3)
 
 
-@pytest.mark.dist
-def test_a_sharded_teacher_is_whole_on_one_rank_only_and_refused_on_all(
-    forked: ForkServer, teacher: str, tmp_path: Path
-) -> None:
-    fsdp = {"state_dict_type": "sharded"}
-    ranks = run(forked, tmp_path / "two", 2, teacher=teacher, fsdp=fsdp)
-    assert [rank["teachers_read"] for rank in ranks] == [1, 0]
-    with pytest.raises(AssertionError, match="The teacher '.*nowhere' cannot be loaded"):
-        run(forked, tmp_path / "none", 2, teacher=str(tmp_path / "nowhere"), fsdp=fsdp)
-
-
-@pytest.mark.parametrize("family", ["gemma3-tied", "gemma2", "llama3", "phi3"])
-def test_a_model_of_shapes_only_has_real_buffers(family: str) -> None:
-    model = make_model(family)
-    empty = build_on_meta(model.config, attn_implementation="sdpa")
-    assert all(parameter.is_meta for parameter in empty.parameters())
-    assert (empty.lm_head.weight is empty.model.embed_tokens.weight) == model.config.tie_word_embeddings
-    empty.load_state_dict(model.state_dict(), assign=True)
-    ids = token_ids()
-    with torch.no_grad():
-        assert torch.equal(empty.eval()(ids).logits, model(ids).logits)
-
-
 def test_a_teacher_that_is_not_there_or_has_another_vocabulary_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nowhere' cannot be loaded"):
         make_trainer([SourceDistillation(str(tmp_path / "nowhere"))])
@@ -186,41 +120,12 @@ def test_a_teacher_without_a_tensor_cut_short_or_not_finite_is_refused(tmp_path:
         make_trainer([SourceDistillation(broken)])
 
 
-@pytest.mark.parametrize(
-    ("model_type", "own"),
-    [
-        ("llama", {}),
-        ("granite", {"logits_scaling": 8.0}),
-        ("gemma2", {"final_logit_softcapping": 3.0, "query_pre_attn_scalar": 8}),
-        ("cohere", {"logit_scale": 0.25}),
-        ("mixtral", {"num_local_experts": 2}),
-        ("gpt2", {"n_layer": 2, "n_embd": 48, "n_head": 4, "n_positions": 64}),
-    ],
-)
-def test_a_teacher_of_any_family_predicts_what_it_does_by_itself(model_type: str, own: dict[str, Any]) -> None:
-    sizes = {**SIZES, "pad_token_id": 0, "attn_implementation": "eager"}
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **{**sizes, **own})).eval()
-    ids = token_ids()
-    with torch.no_grad():
-        expected = (model(ids).logits.float() / 1.5).log_softmax(-1).sort(descending=True)
-        values, tokens = Teacher(model, top_k=5, temperature=1.5)(input_ids=ids)
-    order = values.argsort(descending=True)
-    torch.testing.assert_close(values.gather(-1, order), expected.values[..., :5])
-    assert torch.equal(tokens.gather(-1, order), expected.indices[..., :5])
-
-
 def test_a_teacher_whose_logits_are_scaled_teaches(tmp_path: Path) -> None:
     config = AutoConfig.for_model("granite", **SIZES, logits_scaling=8.0)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     trainer = make_trainer([SourceDistillation(str(tmp_path))], duration="1ba")
     trainer.fit()
     assert len(logged(trainer, "distillation/divergence")) == 1
-
-
-def words(*names: str) -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}, unk_token=names[0]))
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
 @pytest.mark.parametrize("padded", [96, 128, 80])
@@ -245,16 +150,3 @@ def test_vocabularies_that_are_padded_to_other_sizes_are_compared_where_both_hav
         own, other = (model(ids).logits[:, :-1, :common].log_softmax(-1).flatten(0, 1) for model in (student, teacher))
         expected = functional.kl_div(own, other, log_target=True, reduction="batchmean")
     torch.testing.assert_close(trainer.state.loss, expected)
-
-
-def test_tokenizers_that_differ_are_refused_and_added_tokens_are_no_difference() -> None:
-    same, other, added = words("a", "b", "c"), words("a", "c", "b"), words("a", "b", "c")
-    added.add_special_tokens({"pad_token": "<pad>"})
-    assert common_vocabulary("big", 8, 6, same, same) == common_vocabulary("big", 6, 8, same, added) == 6
-    with pytest.raises(InputError, match="'big' has another tokenizer than the model: 4 entries"):
-        common_vocabulary("big", 8, 8, same, other)
-    with pytest.raises(InputError, match="has 3 tokens and the model 8, but the tokenizer gives ids up to 3"):
-        common_vocabulary("big", 3, 8, same, added)
-    assert common_vocabulary("big", 8, 8, None, same) == 8
-    with pytest.raises(InputError, match="has 8 tokens, the model 6: they need the same tokenizer"):
-        common_vocabulary("big", 8, 6, None, same)

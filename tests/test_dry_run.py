@@ -157,6 +157,22 @@ def test_memory_is_shared_out_by_fsdp_and_saved_by_checkpointing() -> None:
     assert memory(microbatch_size=4).activations == 2 * memory().activations
 
 
+def test_distillation_keeps_one_gradient_of_logits_and_what_is_compared() -> None:
+    shape = ModelShape(512, 1024, 4, 8, 4, 64, 50_000)
+    settings = {"seq_len": 2048, "microbatch_size": 1, "num_shards": 1, "sharded": False}
+
+    def logits(top_k: int | None, **changes: Any) -> float:
+        return estimates.teacher_memory(shape, shape, top_k=top_k, **{**settings, **changes}).logits
+
+    tokens, chunk = 2048, (2 + 4) * 1024 * 50_000
+    assert logits(64) == tokens * (64 * 12 + 2 * 50_000) + chunk
+    assert logits(None) == tokens * (4 + 2) * 50_000 + chunk
+    assert logits(64, precision="fp32") == tokens * (64 * 12 + 4 * 50_000) + chunk
+    assert estimates.teacher_memory(shape, shape, top_k=64, **{**settings, "dtype": "float32"}).states == 4 * (
+        shape.num_parameters()
+    )
+
+
 def test_compute_is_six_operations_per_weight_and_token() -> None:
     shape = ModelShape(4096, 11008, 32, 32, 32, 128, 32000)
     flops = estimates.training_flops(shape, seq_len=1, checkpointing=False)
@@ -209,7 +225,17 @@ def test_a_teacher_is_counted_where_its_config_is(tmp_path: Path) -> None:
     AutoConfig.for_model("llama", **ORIGINAL_7B).save_pretrained(tmp_path / "teacher")
     with_teacher, findings = run(recipe_of("prune", "llama2-7b-to-2.7b", setting))
     assert findings.problems == []
-    assert "teacher 1.68" in with_teacher  # 6.74 B parameters of 2 bytes on 8 devices
+    assert "teacher 4.49" in with_teacher
+    memory = estimates.teacher_memory(
+        *[ModelShape(4096, 11008, 32, 32, 32, 128, 32000)] * 2,
+        seq_len=4096,
+        microbatch_size=2,
+        num_shards=8,
+        sharded=True,
+        top_k=64,
+    )
+    assert memory.states == 2 * 6_738_415_616 / 8
+    assert memory.total / 1e9 == pytest.approx(4.49, abs=0.005)
     AutoConfig.for_model("llama", **{**ORIGINAL_7B, "vocab_size": 64}).save_pretrained(tmp_path / "teacher")
     _, findings = run(recipe_of("prune", "llama2-7b-to-2.7b", setting))
     assert any("has 64 tokens, the model 32000" in problem for problem in findings.problems)

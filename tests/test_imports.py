@@ -17,7 +17,11 @@ from llmshearing.registry import resolve
 
 @pytest.mark.parametrize(
     "modules",
-    ["llmshearing.pruning, llmshearing.data.proportions", "llmshearing.convert.commands", "llmshearing.pruning.shear"],
+    [
+        "llmshearing.pruning, llmshearing.data.proportions, llmshearing.divergence",
+        "llmshearing.convert.commands",
+        "llmshearing.pruning.shear",
+    ],
 )
 def test_composer_stays_out(modules: str) -> None:
     code = f"import {modules}, sys; assert 'composer' not in sys.modules; assert 'transformers' not in sys.modules"

@@ -121,38 +121,31 @@ def _cost_lines(
     seq_len, fsdp = recipe["max_seq_len"], recipe["fsdp_config"]
     checkpointing = bool((fsdp or {}).get("activation_checkpointing"))
     microbatch = recipe["device_train_microbatch_size"]
-    memory = estimates.training_memory(
-        shape,
-        seq_len=seq_len,
-        microbatch_size=1 if microbatch == "auto" else microbatch,
-        num_shards=devices.num_devices,
-        sharded=fsdp is not None,
-        checkpointing=checkpointing,
-        precision=recipe["precision"],
-    )
+    sizes = {
+        "seq_len": seq_len,
+        "microbatch_size": 1 if microbatch == "auto" else microbatch,
+        "num_shards": devices.num_devices,
+        "sharded": fsdp is not None,
+        "precision": recipe["precision"],
+    }
+    memory = estimates.training_memory(shape, checkpointing=checkpointing, **sizes)
+    gigabytes = {**vars(memory), "total": memory.total}
+    if teacher:
+        settings = {"top_k": 64, **recipe["algorithms"]["source_distillation"]}
+        asked = {key: settings[key] for key in ("top_k", "dtype") if key in settings}
+        gigabytes["teacher"] = estimates.teacher_memory(teacher, shape, **asked, **sizes).total
+        gigabytes["total"] += gigabytes["teacher"]
     tokens = duration * recipe["global_train_batch_size"] * seq_len
     training = tokens * estimates.training_flops(shape, seq_len=seq_len, checkpointing=checkpointing)
     _, interval = schedule.evaluation_interval(dict(recipe))
     evaluated = duration // interval * data.eval_sequences * seq_len if data and interval else 0.0
     evaluation = evaluated * estimates.forward_flops(shape, seq_len=seq_len)
     asking = tokens * estimates.forward_flops(teacher, seq_len=seq_len) if teacher else 0.0
-    held = (
-        estimates.teacher_memory(
-            teacher,
-            num_shards=devices.num_devices if fsdp is not None else 1,
-            dtype=recipe["algorithms"]["source_distillation"].get("dtype", "bfloat16"),
-        )
-        if teacher
-        else 0.0
-    )
     flops, rate = training + evaluation + asking, f"{devices.device_tflops:g} TFLOP/s"
     hours = flops / (devices.device_tflops * 1e12) / 3600
     of_what = ", of the dense source" if "targeted_pruning" in recipe["algorithms"] else ""
     without = "" if data else ", without evaluation"
-    gb = {
-        name: f"{value / 1e9:.3g}"
-        for name, value in {**vars(memory), "teacher": held, "total": memory.total + held}.items()
-    }
+    gb = {name: f"{value / 1e9:.3g}" for name, value in gigabytes.items()}
     with_teacher = f", teacher {gb['teacher']}" if teacher else ""
     return [
         f"memory      about {gb['total']} GB per device (estimate): weights, gradients and Adam {gb['states']}, "

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 import transformers
 from packaging.version import Version
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from llmshearing.models.hub import hub_options
@@ -31,22 +30,21 @@ def load_reporting(name: str, *, dtype: torch.dtype, **options: Any) -> tuple[Pr
 
 
 def build_on_meta(config: PretrainedConfig, **options: Any) -> PreTrainedModel:
-    """A causal LM of ``config`` whose parameters have shapes only; its buffers, which no checkpoint has, are real."""
-    with torch.device("cpu"), _parameters_on_meta():
-        return cast(Any, AutoModelForCausalLM).from_config(config, **options)
+    """A causal LM of ``config`` whose parameters have shapes only; its buffers, which no checkpoint has, are real.
 
+    Args:
+        config: the model's.
+        options: of ``from_config``.
+    """
 
-@contextmanager
-def _parameters_on_meta() -> Iterator[None]:
-    register = nn.Module.register_parameter
+    def to_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if parameter is None or parameter.is_meta:  # a tied one, which must stay the same
+            return None
+        return nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
 
-    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None and not parameter.is_meta:  # one that is tied stays the same object
-            parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
-        register(module, name, parameter)
-
-    nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
+    hook = register_module_parameter_registration_hook(cast(Any, to_meta))  # typed to return nothing
     try:
-        yield
+        with torch.device("cpu"):
+            return cast(Any, AutoModelForCausalLM).from_config(config, **options)
     finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
+        hook.remove()

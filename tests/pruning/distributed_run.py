@@ -16,11 +16,8 @@ from composer.loggers import Logger
 from composer.utils import dist
 from composer.utils.parallelism import FSDP2Config
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel
 
-import llmshearing.teacher
 from llmshearing import SourceDistillation, TargetedPruning
-from llmshearing.teacher import load_teacher
 from tests.training import TARGET, KillAt, logged, make_trainer
 
 
@@ -41,13 +38,6 @@ def main(out: str, options: str) -> None:
     """Train as the options say; see test_distributed."""
     torch.set_flush_denormal(True)
     settings = json.loads(options)
-    reads: list[str] = []
-
-    def read(name: str, dtype: torch.dtype) -> PreTrainedModel:
-        reads.append(name)
-        return load_teacher(name, dtype)
-
-    llmshearing.teacher.load_teacher = read
     kill_at, fsdp, resumes = settings.pop("kill_at", None), settings.pop("fsdp", None), settings.pop("resumes", False)
     algorithm = TargetedPruning(TARGET, warmup="5ba")
     record = Record(algorithm)
@@ -67,7 +57,6 @@ def main(out: str, options: str) -> None:
         result["sharded"] = trainer.state.fsdp_enabled
         if teacher:
             result["divergence"] = logged(trainer, "distillation/divergence")
-            result["teachers_read"] = len(reads)
             result["teacher_sharded"] = all(isinstance(p, DTensor) for p in teacher._model.parameters())
         torch.save(result, Path(out) / f"rank{dist.get_global_rank()}.pt")
     trainer.close()

@@ -1,0 +1,1 @@
+"""What can only be known on a GPU: see ``__main__``."""
