@@ -317,23 +317,3 @@ def test_eval_command_runs_as_a_module_without_composer(model_folder: Path, data
     assert done.returncode == 0, done.stderr
     assert set(json.loads(done.stdout)["losses"]) == {"wiki", "code"}
     assert "eval wiki" in done.stderr
-
-
-@pytest.mark.parametrize("compression", [None, "zstd"])
-def test_eval_reads_compressed_data_and_fetches_what_is_elsewhere(
-    model_folder: Path, tmp_path: Path, compression: str | None
-) -> None:
-    store = tmp_path / "store"
-    rows = np.random.default_rng(0).integers(0, VOCABULARY, (6, SEQUENCE)).astype(np.uint16)
-    for domain in ("books", "web"):
-        write_domain(store / "eval" / domain, rows, compression=compression)
-    (store / "manifest.json").write_text(json.dumps({"domains": {"books": {}, "web": {}}}))
-    here = evaluate(str(model_folder), store)
-    for _ in range(2):  # the second time from the cache
-        there = evaluate(str(model_folder), store, cache=tmp_path / "cache")
-        assert there["losses"] == here["losses"]
-    assert (tmp_path / "cache/eval/web/index.json").is_file()
-    with pytest.raises(InputError, match="is not on this machine. Give --cache FOLDER"):
-        evaluate(str(model_folder), "s3://bucket/data")
-    with pytest.raises(InputError, match="cannot be opened: file:///nowhere/manifest.json"):
-        evaluate(str(model_folder), "file:///nowhere", cache=tmp_path / "other")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.badinput.cases import ABSENT, COMMANDS, DRY_RUN, FILES, RECIPE, table
+from tests.badinput.cases import COMMANDS, table
+from tests.badinput.recipe_cases import ABSENT, DRY_RUN, FILES, RECIPE
 from tests.conftest import REPOSITORY
 from tests.forkserver import Forked, ForkServer
 
