@@ -19,7 +19,7 @@ from composer.loggers import Logger
 
 from benchmarks.gpu_check.part import FailedError, Found, Setup, SkippedError, within
 from benchmarks.quality.sources import ROOT
-from data_prep import debug_corpus, prepare, train_tokenizer
+from llmshearing.data_prep import debug_corpus, prepare, train_tokenizer
 from llmshearing.recipe import load_recipe
 from llmshearing.train import build_trainer
 
