@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
@@ -66,6 +66,11 @@ def main() -> None:
         command.add_argument("checkpoint", help="Composer checkpoint: a file, or the folder of a sharded one")
         _add_output(command, dtype="as in the checkpoint")
         command.add_argument("--max-shard-size", default="5GB", help="size of a safetensors file (default: 5GB)")
+        if name == "shear":
+            command.add_argument(
+                "--fit", metavar="DATA", help="prepared data to fit the kept weights on (default: none)"
+            )
+            command.add_argument("--fit-sequences", type=int, default=64, help="how many of it (default: 64)")
     text = "a Hugging Face model to the same model, turned so that fewer hidden dimensions carry more"
     command = commands.add_parser("rotate", help=text, description=text)
     command.add_argument("model", help="Hugging Face folder or hub id")
@@ -78,7 +83,11 @@ def main() -> None:
         if arguments.command == "rotate":
             _rotate(arguments)
             return
-        torch.set_num_threads(1)  # memory sets the pace; threads would spin while they wait for a few MB
+        fits: dict[str, Any] = {}
+        if getattr(arguments, "fit", None) is None:
+            torch.set_num_threads(1)  # memory sets the pace; threads would spin while they wait for a few MB
+        else:
+            fits = {"fit": arguments.fit, "fit_sequences": arguments.fit_sequences}
         convert = shear if arguments.command == "shear" else export
         convert(
             arguments.checkpoint,
@@ -86,6 +95,7 @@ def main() -> None:
             dtype=_DTYPES[arguments.dtype] if arguments.dtype else None,
             max_shard_bytes=_num_bytes(arguments.max_shard_size),
             overwrite=arguments.overwrite,
+            **fits,
         )
     except KeyboardInterrupt:  # said already; a traceback adds nothing
         raise SystemExit(130) from None

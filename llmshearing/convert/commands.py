@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,8 @@ def shear(
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = 5_000_000_000,
     overwrite: bool = False,
+    fit: str | Path | None = None,
+    fit_sequences: int = 64,
 ) -> None:
     """Shear a pruning checkpoint to a Hugging Face folder of exactly its target shape.
 
@@ -68,9 +71,13 @@ def shear(
         dtype: of the weights; that of the checkpoint if ``None``.
         max_shard_bytes: size of a safetensors file.
         overwrite: replace an existing ``out``.
+        fit: prepared data to fit the kept weights on, see :mod:`llmshearing.convert.fit`. ``None``: they are as they
+            were. Source and sheared model are held in memory then, in float32.
+        fit_sequences: how many sequences of it.
 
     Raises:
-        InputError: the checkpoint is not one of pruning, or broken; ``out`` exists or cannot be written.
+        InputError: the checkpoint is not one of pruning, or broken; ``out`` exists or cannot be written; data that
+            does not fit.
     """
     out = check_output(out, overwrite=overwrite, source=path)
     with open_checkpoint(path) as checkpoint:
@@ -78,12 +85,12 @@ def shear(
         config, tokenizer = checkpoint.huggingface()
         if shape_of_config(config, path) != shears.source:
             raise InputError(f"The masks in '{path}' are for {shears.source}, its config is of another shape.")
-        placed = {
-            name: (tensor, placement)
-            for name, tensor in select(checkpoint.tensors, shears.source, path).items()
+        tensors = select(checkpoint.tensors, shears.source, path)
+        entries = [
+            _entry(tensor, placement, dtype, path)
+            for name, tensor in tensors.items()
             if (placement := shears.place(name, tensor.shape)) is not None
-        }
-        entries = [_entry(tensor, placement, dtype, path) for tensor, placement in placed.values()]
+        ]
         record = {
             "format": 1,
             "source": shears.source.to_dict(),
@@ -91,6 +98,8 @@ def shear(
             "kept": shears.describe(),
             **_data_record(checkpoint),
         }
+        if fit is not None:
+            entries, record["fit"] = _fit(tensors, config, shears, entries, fit, fit_sequences)
         files = {
             **folder_files(sheared_config(config, shears.target, shears.layers), tokenizer, entries[0].dtype, path),
             "shearing.json": as_json(record, path),
@@ -146,6 +155,35 @@ def _shears(checkpoint: Checkpoint) -> Shears:
     except Exception as error:  # what is saved there may be of any type
         raise InputError(f"The masks in '{checkpoint.path}' have a form that this version does not know.") from error
     return Shears(masks, source, target)
+
+
+def _fit(
+    tensors: Mapping[str, StoredTensor],
+    config: dict[str, Any],
+    shears: Shears,
+    entries: list[Entry],
+    data: str | Path,
+    num_sequences: int,
+) -> tuple[list[Entry], dict[str, Any]]:
+    """What is written of the fitted tensors in the place of ``entries``, and what ``shearing.json`` says of it."""
+    from llmshearing.convert.fit import fit_sheared  # imports transformers, which takes seconds
+
+    whole = {
+        name: torch.cat([torch.atleast_1d(part) for part in tensor.parts(2**20)]) for name, tensor in tensors.items()
+    }
+    fitted = fit_sheared(whole, config, shears, data=data, num_sequences=num_sequences)
+    return [
+        Entry(
+            entry.name, entry.shape, entry.dtype, functools.partial(_written, fitted.tensors[entry.name], entry.dtype)
+        )
+        for entry in entries
+    ], fitted.record
+
+
+def _written(tensor: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    made = tensor.to(dtype)
+    _check_finite(made, f"Fitted weights have values beyond {dtype}. Use bfloat16 or float32.")
+    return [made.contiguous()]
 
 
 def _entry(tensor: StoredTensor, placement: Placement, dtype: torch.dtype | None, path: str | Path) -> Entry:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -14,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from llmshearing.architecture.shapes import ModelShape
 from llmshearing.convert.output import check_output, output_folder
-from llmshearing.data.prepared import batches, open_split
+from llmshearing.data.prepared import in_turns
 from llmshearing.errors import InputError
 from llmshearing.models.config import one_line, read_config
 from llmshearing.models.hub import hub_options
@@ -60,7 +57,9 @@ def rotate(
     config = read_config(model_name)
     shape = ModelShape.from_hf_config(config)
     check_rotates(shape)
-    calibration = list(_calibration(data, num_sequences, shape.vocab_size, config.max_position_embeddings))
+    calibration = list(
+        in_turns(data, num_sequences, vocab_size=shape.vocab_size, longest=config.max_position_embeddings)
+    )
     if not calibration:
         raise InputError(f"'{data}' holds no sequences. Prepare the data again.")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -90,21 +89,6 @@ def _copy_tokenizer(model_name: str, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
     except Exception as error:  # the Rust library raises no OSError where the disk is full
         raise OSError(one_line(error)) from error
-
-
-def _calibration(data: str | Path, num_sequences: int, vocab_size: int, longest: int) -> Iterator[torch.Tensor]:
-    """Sequences of every domain in turn, one at a time, (1, length)."""
-    domains = open_split(data, "train", vocab_size=vocab_size)
-    each = min(-(-num_sequences // len(domains)), sys.maxsize)
-    streams = [itertools.islice(batches(dataset, 1), each) for dataset in domains.values()]
-    turns = itertools.chain.from_iterable(itertools.zip_longest(*streams))
-    for ids in itertools.islice((ids for ids in turns if ids is not None), min(num_sequences, sys.maxsize)):
-        if not 2 <= ids.shape[1] <= longest:
-            raise InputError(
-                f"'{data}' holds sequences of {ids.shape[1]} tokens, but the model takes 2 to {longest}. Prepare the "
-                f"data with --seq-len {longest}."
-            )
-        yield ids
 
 
 def _mean_loss(model: PreTrainedModel, sequences: list[torch.Tensor]) -> float:

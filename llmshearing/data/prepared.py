@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,3 +69,29 @@ def batches(dataset: DomainDataset, batch_size: int) -> Iterator[torch.Tensor]:
     for start in range(0, len(dataset), batch_size):
         rows = range(start, min(start + batch_size, len(dataset)))
         yield torch.stack([dataset[row]["input_ids"] for row in rows])
+
+
+def in_turns(data: str | Path, number: int, *, vocab_size: int, longest: int) -> Iterator[torch.Tensor]:
+    """Sequences of every domain in turn, one at a time, (1, length), for calibration.
+
+    Args:
+        data: as for :func:`open_split`, whose train split is read.
+        number: how many at most.
+        vocab_size: token ids must be below it.
+        longest: tokens that the model takes.
+
+    Raises:
+        InputError: the data cannot be read, or its sequences are longer, or of less than two tokens.
+    """
+    domains = open_split(data, "train", vocab_size=vocab_size)
+    number = min(number, sys.maxsize)
+    each = -(-number // len(domains))
+    streams = [itertools.islice(batches(dataset, 1), each) for dataset in domains.values()]
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*streams))
+    for ids in itertools.islice((ids for ids in turns if ids is not None), number):
+        if not 2 <= ids.shape[1] <= longest:
+            raise InputError(
+                f"'{data}' holds sequences of {ids.shape[1]} tokens, but the model takes 2 to {longest}. Prepare the "
+                f"data with --seq-len {longest}."
+            )
+        yield ids

@@ -1,0 +1,115 @@
+"""``convert shear --fit`` on real checkpoints and text that the source itself wrote."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from streaming import MDSWriter
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from llmshearing.convert.__main__ import main
+from llmshearing.convert.commands import shear
+from llmshearing.errors import InputError
+from tests.convert.checkpoints import pruned
+from tests.models import SIZES, make_model
+
+LENGTH = 24
+
+
+def source_of(checkpoint: Path, family: str) -> PreTrainedModel:
+    model = make_model(family)
+    state = torch.load(checkpoint, weights_only=False)["state"]["model"]
+    model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in state.items()})
+    return model
+
+
+def write(folder: Path, rows: np.ndarray) -> Path:
+    for domain, part in zip(("code", "web"), np.array_split(rows, 2), strict=True):
+        columns = {"tokens": f"ndarray:uint16:{rows.shape[1]}"}
+        with MDSWriter(out=str(folder / "train" / domain), columns=columns) as writer:
+            for row in part:
+                writer.write({"tokens": row.astype(np.uint16)})
+    return folder
+
+
+@pytest.fixture(scope="module", params=["llama3", "qwen2-tied", "gemma3"])
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A pruning checkpoint and text sampled from its weights."""
+    folder = tmp_path_factory.mktemp(request.param)
+    checkpoint = pruned(folder / "run", family=request.param)
+    torch.manual_seed(0)
+    settings = {"max_new_tokens": LENGTH - 1, "min_new_tokens": LENGTH - 1, "do_sample": True, "pad_token_id": 0}
+    start = torch.arange(64).unsqueeze(-1) + 8
+    rows = source_of(checkpoint, request.param).generate(start, **settings)
+    return checkpoint, write(folder / "data", rows.numpy())
+
+
+def test_the_folder_is_of_the_same_shape_and_nearer_to_its_source(
+    made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, data = made
+    shear(checkpoint, tmp_path / "cut")
+    command = ["convert", "shear", str(checkpoint), str(tmp_path / "fitted"), "--fit", str(data)]
+    monkeypatch.setattr(sys, "argv", [*command, "--fit-sequences", "40"])
+    main()
+    record = json.loads((tmp_path / "fitted/shearing.json").read_text())["fit"]
+    assert (record["sequences"], record["tokens"], record["applied"]) == (40, 40 * LENGTH, True)
+    assert record["losses"]["after"] < record["losses"]["before"]
+    fitted, cut = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("fitted", "cut"))
+    shapes = [{name: tensor.shape for name, tensor in model.state_dict().items()} for model in (fitted, cut)]
+    assert shapes[0] == shapes[1]
+    assert (tmp_path / "fitted/config.json").read_bytes() == (tmp_path / "cut/config.json").read_bytes()
+    again = tmp_path / "again"
+    shear(checkpoint, again, fit=data, fit_sequences=40, dtype=torch.bfloat16)
+    assert AutoModelForCausalLM.from_pretrained(again, torch_dtype="auto").dtype == torch.bfloat16
+    shear(checkpoint, again, fit=data, fit_sequences=40, overwrite=True)
+    files = [folder / "model.safetensors" for folder in (again, tmp_path / "fitted")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_text_that_the_source_does_not_know_is_no_reason_to_change_it(
+    made: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint, _ = made
+    rows = np.random.default_rng(0).integers(0, SIZES["vocab_size"], (64, LENGTH))
+    data = write(tmp_path / "data", rows)
+    shear(checkpoint, tmp_path / "cut")
+    shear(checkpoint, tmp_path / "fitted", fit=data, fit_sequences=40)
+    record = json.loads((tmp_path / "fitted/shearing.json").read_text())["fit"]
+    worse = record["losses"]["after"] >= record["losses"]["before"]
+    assert record["applied"] != worse
+    assert ("The fit does not lower the loss" in caplog.text) == worse
+    same = (tmp_path / "fitted/model.safetensors").read_bytes() == (tmp_path / "cut/model.safetensors").read_bytes()
+    assert same == worse
+
+
+@pytest.mark.parametrize(
+    ("rows", "sequences", "message"),
+    [
+        (np.zeros((4, LENGTH)), 40, "a fit needs at least 5"),
+        (np.ones((12, 2)), 40, "A fit of .* inputs needs as many tokens at least"),
+        (np.full((64, LENGTH), SIZES["vocab_size"]), 40, "vocabulary has 96"),
+        (np.zeros((64, 65)), 40, "sequences of 65 tokens, but the model takes 2 to 64"),
+        (np.zeros((64, LENGTH)), 1, "must be at least 2"),
+    ],
+)
+def test_data_that_does_not_fit_is_refused_and_leaves_nothing(
+    made: tuple[Path, Path], tmp_path: Path, rows: np.ndarray, sequences: int, message: str
+) -> None:
+    data = write(tmp_path / "data", rows)
+    with pytest.raises(InputError, match=message):
+        shear(made[0], tmp_path / "out", fit=data, fit_sequences=sequences)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_text_of_padding_alone_is_refused(tmp_path: Path) -> None:
+    checkpoint = pruned(tmp_path / "run", family="gemma3")  # whose padding is embedded as zero
+    data = write(tmp_path / "data", np.zeros((64, LENGTH)))
+    with pytest.raises(InputError, match="Activations at layer 0's .* are all zero. Take other text"):
+        shear(checkpoint, tmp_path / "out", fit=data)
+    assert not (tmp_path / "out").exists()
