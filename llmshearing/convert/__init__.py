@@ -8,6 +8,6 @@
     weight_files.py, folder.py    weights and what surrounds them, written
     rotate.py, fit.py             a model turned before pruning; what is sheared, fitted to its source
 
-Nothing but the last two imports transformers, and nothing Composer: a conversion starts in about two seconds and needs no
-GPU.
+Nothing but the last two imports transformers, and nothing Composer: a conversion starts in about two seconds and needs
+no GPU.
 """
