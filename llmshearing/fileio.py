@@ -73,6 +73,14 @@ def read_json(path: str | Path) -> Any:
         raise InputError(f"'{path}' is not valid JSON: {error}.") from error
 
 
+def files_below(folder: str | Path) -> list[Path]:
+    """The files anywhere below ``folder``, sorted.
+
+    Folders may come and go meanwhile, as in a run that is under way, which ends ``Path.rglob`` with an error.
+    """
+    return sorted(Path(place) / name for place, _, names in os.walk(folder) for name in names)
+
+
 def remove(path: str | Path) -> None:
     """Delete a file or a folder with all it holds; nothing happens where there is none."""
     path = Path(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,11 +12,31 @@ import pytest
 
 from llmshearing import fileio
 from llmshearing.errors import InputError
-from llmshearing.fileio import new_folder, read_json
+from llmshearing.fileio import files_below, new_folder, read_json
 
 
 def listing(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_files_are_listed_while_folders_come_and_go(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "file").write_text("")
+    ended = threading.Event()
+
+    def come_and_go() -> None:
+        while not ended.is_set():
+            (tmp_path / "between").mkdir()
+            (tmp_path / "between").rmdir()
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        listings = [files_below(tmp_path) for _ in range(3000)]
+    finally:
+        ended.set()
+        thread.join()
+    assert all(files == [tmp_path / "kept" / "file"] for files in listings)
 
 
 def fill(path: Path, *, overwrite: bool = False, meanwhile: Callable[[], object] = lambda: None) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from llmshearing.errors import InputError
+from llmshearing.fileio import files_below
 from llmshearing.report.records import read_shearing, read_summary
 
 _LAST_BATCH = 2**53  # beyond it, a float is no longer a whole number
@@ -141,7 +142,9 @@ def collect(folder: str | Path) -> Run:
         )
     stages.sort(key=lambda stage: stage.series["time"].values[0] if "time" in stage.series else 0.0)
     shearings: list[tuple[list[str], dict[str, Any]]] = []
-    for path in sorted(root.rglob("shearing.json")):
+    for path in files_below(root):
+        if path.name != "shearing.json":
+            continue
         shearing, place = read_shearing(path), str(path.parent.relative_to(root))
         for folders, known in shearings:
             if known == shearing:  # continued pre-training hands the file on

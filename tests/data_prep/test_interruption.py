@@ -22,6 +22,7 @@ from llmshearing.data_prep import prepare
 from llmshearing.data_prep.pack import SplitPacker
 from llmshearing.data_prep.tokenizer import Tokenizer
 from llmshearing.errors import InputError
+from llmshearing.fileio import files_below
 from tests.conftest import heed_signals
 
 SCRIPT = Path(prepare.__file__)
@@ -66,7 +67,7 @@ def test_a_killed_process_goes_on_where_it_was(
             command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heed_signals
         )
         finished = min(finished + generator.randint(1, 3), 11)
-        while len(list(out.rglob("*.jsonl.json"))) < finished:
+        while sum(path.name.endswith(".jsonl.json") for path in files_below(out)) < finished:
             assert process.poll() is None, process.communicate()[1]
             time.sleep(0.001)
         time.sleep(generator.uniform(0, 0.1))
