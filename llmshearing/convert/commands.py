@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -29,6 +29,9 @@ from llmshearing.errors import InputError
 from llmshearing.pruning.shear import Placement, Shears
 from llmshearing.pruning.state import masks_to_shear
 from llmshearing.pruning.target import resolve_target, unit_groups
+
+if TYPE_CHECKING:
+    from llmshearing.convert.fit import Fit
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +75,7 @@ def shear(
         max_shard_bytes: size of a safetensors file.
         overwrite: replace an existing ``out``.
         fit: prepared data to fit the kept weights on, see :mod:`llmshearing.convert.fit`. ``None``: they are as they
-            were. Source and sheared model are held in memory then, in float32.
+            were.
         fit_sequences: how many sequences of it.
 
     Raises:
@@ -86,11 +89,12 @@ def shear(
         if shape_of_config(config, path) != shears.source:
             raise InputError(f"The masks in '{path}' are for {shears.source}, its config is of another shape.")
         tensors = select(checkpoint.tensors, shears.source, path)
-        entries = [
-            _entry(tensor, placement, dtype, path)
+        placed = [
+            (tensor, placement)
             for name, tensor in tensors.items()
             if (placement := shears.place(name, tensor.shape)) is not None
         ]
+        entries = [_entry(tensor, placement, dtype, path) for tensor, placement in placed]
         record = {
             "format": 1,
             "source": shears.source.to_dict(),
@@ -98,15 +102,18 @@ def shear(
             "kept": shears.describe(),
             **_data_record(checkpoint),
         }
+        files = folder_files(sheared_config(config, shears.target, shears.layers), tokenizer, entries[0].dtype, path)
+        fitting = None
         if fit is not None:
-            entries, record["fit"] = _fit(tensors, config, shears, entries, fit, fit_sequences)
-        files = {
-            **folder_files(sheared_config(config, shears.target, shears.layers), tokenizer, entries[0].dtype, path),
-            "shearing.json": as_json(record, path),
-        }
+            wide = [_entry(tensor, placement, torch.float32, path) for tensor, placement in placed]
+            fitting = _fit(tensors, wide, config, shears, fit, fit_sequences)
         with output_folder(out, overwrite=overwrite) as folder:
-            write_shards(folder, entries, max_shard_bytes=max_shard_bytes)
-            write_files(folder, files)
+            if fitting is not None:
+                write_shards(folder, _fitted(fitting, entries), max_shard_bytes=max_shard_bytes)
+                record["fit"] = fitting.finish()
+            if fitting is None or not record["fit"]["applied"]:
+                write_shards(folder, entries, max_shard_bytes=max_shard_bytes)
+            write_files(folder, {**files, "shearing.json": as_json(record, path)})
             checkpoint.check_unchanged()
     log.info("Sheared to %s, %d parameters: '%s'.", shears.target, shears.target.num_parameters(), out)
 
@@ -159,31 +166,39 @@ def _shears(checkpoint: Checkpoint) -> Shears:
 
 def _fit(
     tensors: Mapping[str, StoredTensor],
+    sheared: list[Entry],
     config: dict[str, Any],
     shears: Shears,
-    entries: list[Entry],
     data: str | Path,
     num_sequences: int,
-) -> tuple[list[Entry], dict[str, Any]]:
-    """What is written of the fitted tensors in the place of ``entries``, and what ``shearing.json`` says of it."""
-    from llmshearing.convert.fit import fit_sheared  # imports transformers, which takes seconds
+) -> Fit:
+    """A fit that reads tensors of the source, and of what is ``sheared``, from the checkpoint as it needs them."""
+    from llmshearing.convert.fit import Fit  # imports transformers, which takes seconds
 
-    whole = {
-        name: torch.cat([torch.atleast_1d(part) for part in tensor.parts(2**20)]) for name, tensor in tensors.items()
-    }
-    fitted = fit_sheared(whole, config, shears, data=data, num_sequences=num_sequences)
+    entries = {entry.name: entry for entry in sheared}
+    return Fit(
+        lambda name: tensors[name].read(),
+        lambda name: torch.cat(list(entries[name].make())),
+        config,
+        shears,
+        data=data,
+        num_sequences=num_sequences,
+    )
+
+
+def _fitted(fit: Fit, entries: list[Entry]) -> list[Entry]:
+    """What is written in the place of ``entries``, in the order of the fit."""
+
+    def make(entry: Entry) -> list[Tensor]:
+        made = fit.tensor(entry.name).to(entry.dtype)
+        _check_finite(made, f"Fitted weights have values beyond {entry.dtype}. Use bfloat16 or float32.")
+        return [made]
+
+    places = {name: place for place, name in enumerate(fit.order(entry.name for entry in entries))}
     return [
-        Entry(
-            entry.name, entry.shape, entry.dtype, functools.partial(_written, fitted.tensors[entry.name], entry.dtype)
-        )
-        for entry in entries
-    ], fitted.record
-
-
-def _written(tensor: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    made = tensor.to(dtype)
-    _check_finite(made, f"Fitted weights have values beyond {dtype}. Use bfloat16 or float32.")
-    return [made.contiguous()]
+        dataclasses.replace(entry, make=functools.partial(make, entry))
+        for entry in sorted(entries, key=lambda entry: places[entry.name])
+    ]
 
 
 def _entry(tensor: StoredTensor, placement: Placement, dtype: torch.dtype | None, path: str | Path) -> Entry:

@@ -1,24 +1,22 @@
-"""The weights of a sheared model, fitted on prepared text to the activations of its source."""
+"""The weights of a sheared model, fitted on prepared text to the activations of its source, as they are written."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig
 
 from llmshearing.architecture.config import sheared_config
 from llmshearing.data.prepared import in_turns
 from llmshearing.errors import InputError
-from llmshearing.models.config import one_line
-from llmshearing.models.loading import DTYPE, build_on_meta
-from llmshearing.pruning.fit import Reconstruction
+from llmshearing.models.streamed import StreamedModel
+from llmshearing.pruning.fit import HeldOut, Reconstruction
 from llmshearing.pruning.shear import Shears, shear_state_dict
 from llmshearing.reference_loss.evaluate import sum_of_losses
 
@@ -27,87 +25,136 @@ log = logging.getLogger(__name__)
 _HELD_OUT = 5  # one sequence in so many tells what the fit is worth
 _AT_ONCE = 8
 
-
-@dataclass(frozen=True)
-class Fitted:
-    """What a fit came to.
-
-    Args:
-        tensors: by Hugging Face name, of the target shape, in float32.
-        record: for ``shearing.json``: losses in nats per token on sequences that were not fitted on.
-    """
-
-    tensors: dict[str, Tensor]
-    record: dict[str, Any]
+Read = Callable[[str], Tensor]
 
 
-def fit_sheared(
-    tensors: Mapping[str, Tensor],
-    config: Mapping[str, Any],
-    shears: Shears,
-    *,
-    data: str | Path,
-    num_sequences: int,
-) -> Fitted:
-    """Shear a model and fit what is left of it, in float32, on the GPU if there is one.
-
-    The fit is taken if it lowers the loss, and left with a warning if it does not.
+class Fit:
+    """A fit of sheared weights, in float32, on the GPU if there is one, that reads weights as it needs them.
 
     Args:
-        tensors: the source's by Hugging Face name.
-        config: its Hugging Face config.
+        source: gives a tensor of the source by its Hugging Face name.
+        sheared: gives one of the sheared model.
+        config: the source's Hugging Face config.
         shears: what is kept.
         data: what ``data_prep/prepare.py`` wrote; its train split is read, or else its domains.
         num_sequences: how many to fit on, in equal parts of every domain.
 
     Raises:
-        InputError: the data cannot be read or does not fit the model, or has too few tokens; values that are not
-            finite.
+        InputError: the data cannot be read or does not fit the model, or has too few tokens.
     """
-    made = cast(Any, AutoConfig.for_model(**config))
+
+    def __init__(
+        self,
+        source: Read,
+        sheared: Read,
+        config: Mapping[str, Any],
+        shears: Shears,
+        *,
+        data: str | Path,
+        num_sequences: int,
+    ) -> None:
+        large = _config(config)
+        small = _config(sheared_config(large.to_dict(), shears.target, shears.layers))
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        fitted_on, others = _sequences(data, num_sequences, shears.source.vocab_size, large.max_position_embeddings)
+        at_once = math.gcd(len(fitted_on), len(others), _AT_ONCE)
+        self._held_out = HeldOut(others.to(device).split(at_once), sum_of_losses)
+        self._num_tokens, self._num_sequences = fitted_on.numel(), len(fitted_on)
+        self._reconstruction = Reconstruction(
+            StreamedModel(large, source, device=device), StreamedModel(small, sheared, device=device), shears
+        )
+        self._tensors = self._reconstruction.fit(fitted_on.to(device).split(at_once), self._held_out)
+        self._ready: dict[str, Tensor] = {}
+
+    @staticmethod
+    def order(names: Iterable[str]) -> list[str]:
+        """Names of tensors in the order in which a fit has them: embeddings, layers, what is behind them."""
+
+        def place(name: str) -> tuple[int, int]:
+            parts = name.split(".")
+            return (1, int(parts[2])) if parts[1] == "layers" else (0 if parts[1] == "embed_tokens" else 2, 0)
+
+        return sorted(names, key=place)
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor of the fitted model, in float32 on the CPU, once: the fit goes on until it has it.
+
+        Raises:
+            InputError: values that are not finite; what reading raises.
+        """
+        while name not in self._ready:
+            made, tensor = next(self._tensors)
+            self._ready[made] = tensor.cpu()
+        return self._ready.pop(name)
+
+    def finish(self) -> dict[str, Any]:
+        """What ``shearing.json`` says of it, all tensors being taken: ``applied`` if it lowers the loss."""
+        for _ in self._tensors:
+            raise AssertionError("tensors are left")
+        losses = self._held_out.losses
+        message = "Loss on %d sequences: %.4f nats of the source, %.4f sheared, %.4f fitted on %d others."
+        count = sum(len(ids) for ids in self._held_out.batches)
+        log.info(message, count, losses["source"], losses["before"], losses["after"], self._num_sequences)
+        if not (applied := losses["after"] < losses["before"]):
+            log.warning("The fit does not lower the loss, so it is left: what is written is sheared only.")
+        return {
+            "sequences": self._num_sequences,
+            "tokens": self._num_tokens,
+            "losses": losses,
+            "applied": applied,
+        }
+
+
+def fit_state_dict(
+    state_dict: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    shears: Shears,
+    *,
+    data: str | Path,
+    num_sequences: int = 64,
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Shear the tensors of a model and fit them: :func:`~llmshearing.pruning.shear.shear_state_dict` and a fit.
+
+    Args:
+        state_dict: tensors by Hugging Face name, of the source's shape.
+        config: the source's Hugging Face config.
+        shears: what is kept.
+        data: see :class:`Fit`.
+        num_sequences: see :class:`Fit`.
+
+    Returns:
+        Tensors of the target shape, fitted if that lowers the loss, in their own dtype; and what ``shearing.json`` says
+        of the fit.
+
+    Raises:
+        InputError: see :class:`Fit`.
+    """
+    cut = shear_state_dict(state_dict, shears.masks, shears.source, shears.target)
+    fit = Fit(state_dict.__getitem__, cut.__getitem__, config, shears, data=data, num_sequences=num_sequences)
+    fitted = {name: fit.tensor(name).to(cut[name].dtype) for name in fit.order(cut)}
+    record = fit.finish()
+    return (fitted if record["applied"] else cut), record
+
+
+def _config(values: Mapping[str, Any]) -> Any:
+    try:
+        made = cast(Any, AutoConfig.for_model(**values))
+    except Exception as error:  # what a value is wrong for decides what it raises
+        raise InputError(f"No model can be made of the checkpoint's config: {error}") from error
     made.use_cache = False
-    longest, size = made.max_position_embeddings, shears.source.vocab_size
-    if num_sequences < 2:
-        raise InputError(f"The number of sequences to fit on is {num_sequences}; it must be at least 2.")
-    taken = list(in_turns(data, num_sequences + -(-num_sequences // (_HELD_OUT - 1)), vocab_size=size, longest=longest))
+    return made
+
+
+def _sequences(data: str | Path, number: int, vocab_size: int, longest: int) -> tuple[Tensor, Tensor]:
+    """What to fit on, and what to measure by: token ids, (sequences, t)."""
+    if number < 2:
+        raise InputError(f"The number of sequences to fit on is {number}; it must be at least 2.")
+    wanted = number + -(-number // (_HELD_OUT - 1))
+    taken = list(in_turns(data, wanted, vocab_size=vocab_size, longest=longest))
     if len({ids.shape[1] for ids in taken}) > 1:
         raise InputError(f"'{data}' holds sequences of several lengths. Prepare every domain with one --seq-len.")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    held_out = [ids.to(device) for ids in taken[_HELD_OUT - 1 :: _HELD_OUT]]
-    fitted_on = torch.cat([ids for place, ids in enumerate(taken) if place % _HELD_OUT != _HELD_OUT - 1]).to(device)
-    if not held_out:
+    others = taken[_HELD_OUT - 1 :: _HELD_OUT]
+    if not others:
         raise InputError(f"'{data}' holds {len(taken)} sequences; a fit needs at least {_HELD_OUT}.")
-    wide = {name: tensor.float() for name, tensor in tensors.items()}
-    source = _model(made, wide, device)
-    cut = shear_state_dict(wide, shears.masks, shears.source, shears.target)
-    small = AutoConfig.for_model(**sheared_config(made.to_dict(), shears.target, shears.layers))
-    sheared = _model(small, {name: tensor.clone() for name, tensor in cut.items()}, device)
-    losses = {"source": _loss(source, held_out), "before": _loss(sheared, held_out)}
-    at_once = math.gcd(len(fitted_on), _AT_ONCE)
-    Reconstruction(source, sheared, shears).fit(fitted_on.split(at_once))
-    losses["after"] = _loss(sheared, held_out)
-    message = "Loss on %d sequences: %.4f nats of the source, %.4f sheared, %.4f fitted on %d others."
-    log.info(message, len(held_out), *losses.values(), len(fitted_on))
-    if applied := losses["after"] < losses["before"]:
-        cut = {name: tensor.cpu() for name, tensor in sheared.named_parameters()}
-    else:
-        log.warning("The fit does not lower the loss, so it is left: what is written is sheared only.")
-    record = {"sequences": len(fitted_on), "tokens": fitted_on.numel(), "losses": losses, "applied": applied}
-    return Fitted(cut, record)
-
-
-def _model(config: Any, tensors: Mapping[str, Tensor], device: torch.device) -> PreTrainedModel:
-    try:
-        options: dict[str, Any] = {DTYPE: torch.float32}
-        model = build_on_meta(config, **options)
-    except Exception as error:  # what a value is wrong for decides what it raises
-        raise InputError(f"No model can be made of the checkpoint's config: {one_line(error)}") from error
-    tied = {"lm_head.weight": tensors["model.embed_tokens.weight"]} if config.tie_word_embeddings else {}
-    model.load_state_dict({**tensors, **tied}, assign=True)
-    model.tie_weights()
-    return cast(Any, model).to(device).eval()
-
-
-def _loss(model: PreTrainedModel, sequences: list[Tensor]) -> float:
-    sums = [sum_of_losses(model, ids) for ids in sequences]
-    return sum(total for total, _ in sums) / sum(count for _, count in sums)
+    fitted_on = [ids for place, ids in enumerate(taken) if place % _HELD_OUT != _HELD_OUT - 1]
+    return torch.cat(fitted_on), torch.cat(others)

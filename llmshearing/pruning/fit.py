@@ -4,28 +4,40 @@ Kept weights were never told what is missing. Each linear map of the sheared mod
 order of the model, on text: what reads the residual stream, to what the source's map gives there; what writes to it, to
 what is still missing between the source's stream and the sheared one's, so that dropped layers and the errors of
 earlier maps are made up for (as in reconstruction after pruning, Frantar and Alistarh, 2023, "SparseGPT", though in
-closed form for whole matrices). Nothing is back-propagated: the cost is some forward passes over the text.
+closed form for whole matrices). Nothing is back-propagated: the cost is some forward passes over the text. Of either
+model the layers that are at work need to be in memory, no others.
 
 The ridge pulls towards the sheared weights. A weak one leaves large weights that cancel each other, whose error is
 smaller and which do not train; so it is strong, a tenth of the mean square of the inputs.
 
-Letters: n tokens of all sequences, t tokens of a sequence, i inputs of a map, o outputs.
+Letters: n tokens of all sequences, t tokens of a sequence, d hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from llmshearing.architecture.axes import HIDDEN
-from llmshearing.architecture.modules import Module
 from llmshearing.errors import InputError
-from llmshearing.pruning.layer_passes import advance, first_input, layer_settings, layers, tap
+from llmshearing.pruning.fit_layer import KeptStream, LayerFit, Streams, stages
+from llmshearing.pruning.gram import Gram
+from llmshearing.pruning.layer_passes import (
+    EMBEDDING,
+    HEAD,
+    NORM,
+    Parts,
+    advance,
+    first_input,
+    layer_name,
+    layer_settings,
+    resumed,
+)
 from llmshearing.pruning.shear import Shears
 
 log = logging.getLogger(__name__)
@@ -33,122 +45,78 @@ log = logging.getLogger(__name__)
 RIDGE = 0.1  # of the mean of the Gram matrix' diagonal
 
 
-@dataclass(frozen=True)
-class Stage:
-    """Maps of a layer that are fitted together, since they read the same.
+@dataclass
+class HeldOut:
+    """Sequences that tell what a fit is worth.
 
     Args:
-        modules: from the table.
-        writes: whether they write to the residual stream.
+        batches: token ids, (sequences, t) each.
+        measure: gives the summed loss of a model on a batch in nats, and over how many tokens.
+
+    Attributes:
+        losses: in nats per token, of the ``source``, ``before`` the fit and ``after`` it; empty until it is through.
     """
 
-    modules: tuple[Module, ...]
-    writes: bool
-
-
-def stages(layer: Sequence[Module]) -> list[Stage]:
-    """What is fitted of a decoder layer, in the order of its forward pass."""
-    found = []
-    for block in ("self_attn.", "mlp."):
-        inside = [module for module in layer if module.name.startswith(block) and not module.is_norm]
-        found.append(Stage(tuple(module for module in inside if module.columns == HIDDEN), writes=False))
-        found.append(Stage(tuple(module for module in inside if module.columns != HIDDEN), writes=True))
-    return found
-
-
-class Gram:
-    """Sums over tokens for a ridge regression of outputs (n, o) on inputs (n, i), in float64."""
-
-    def __init__(self) -> None:
-        self.inputs: Tensor | None = None  # (i, i)
-        self.products: Tensor | None = None  # (i, o)
-        self.count = 0
-
-    def add(self, x: Tensor, y: Tensor, weights: Tensor | None = None) -> None:
-        """Count a batch: ``x`` (n, i), ``y`` (n, o), ``weights`` (n, 1) of the squared errors' roots."""
-        x, y = x.double(), y.double()
-        if weights is not None:
-            x, y = x * weights, y * weights
-        inputs, products = x.T @ x, x.T @ y
-        self.inputs = inputs if self.inputs is None else self.inputs.add_(inputs)
-        self.products = products if self.products is None else self.products.add_(products)
-        self.count += len(x)
-
-    def solve(self, weight: Tensor, ridge: float, name: str) -> Tensor:
-        """The map (o, i) of least squared error with ``ridge`` towards ``weight`` (o, i), in its dtype.
-
-        Raises:
-            InputError: what was counted is not finite, or zero; ``name`` says of what.
-        """
-        assert self.inputs is not None
-        assert self.products is not None
-        if not (torch.isfinite(self.inputs).all() and torch.isfinite(self.products).all()):
-            raise InputError(f"Activations at {name} are not finite. Take other text or another model, or float32.")
-        pull = ridge * self.inputs.diagonal().mean()
-        if not pull:
-            raise InputError(f"Activations at {name} are all zero. Take other text.")
-        eye = torch.eye(len(self.inputs), dtype=self.inputs.dtype, device=self.inputs.device)
-        # The change of the weight rather than the weight: exact where there is nothing to change.
-        missing = self.products - self.inputs @ weight.double().T
-        return weight + torch.linalg.solve(self.inputs + pull * eye, missing).T.to(weight.dtype)
-
-
-def maps_of(stage: Stage) -> str:
-    """The names of a stage's maps."""
-    return ", ".join(module.name for module in stage.modules)
-
-
-def _with_bias(linear: nn.Linear) -> Tensor:
-    """The weight, and the bias as the column of an input that is one."""
-    return linear.weight if linear.bias is None else torch.cat([linear.weight, linear.bias.unsqueeze(-1)], dim=-1)
+    batches: Sequence[Tensor]
+    measure: Callable[[Any, Tensor], tuple[float, int]]
+    losses: dict[str, float] = field(default_factory=dict)
 
 
 class Reconstruction:
     """Fits a sheared model to its source on the same text.
 
     Args:
-        source: the model that was sheared, as ``transformers`` has it, in eval mode.
-        sheared: what came of it, in eval mode; changed in place.
+        source: the model that was sheared.
+        sheared: what came of it; where it is in memory, changed in place.
         shears: what was kept.
         ridge: share of the inputs' mean square that pulls towards the sheared weights.
     """
 
-    def __init__(self, source: nn.Module, sheared: nn.Module, shears: Shears, *, ridge: float = RIDGE) -> None:
+    def __init__(self, source: Parts, sheared: Parts, shears: Shears, *, ridge: float = RIDGE) -> None:
         self.source, self.sheared, self.shears, self.ridge = source, sheared, shears, ridge
-        device = next(sheared.parameters()).device
-        self._hidden = torch.tensor(shears.hidden, device=device)
-        scale = shears.masks.get(HIDDEN)
-        self._scale = None if scale is None else scale[shears.hidden].to(device)
 
     @torch.no_grad()
-    def fit(self, batches: Sequence[Tensor]) -> None:
-        """Fit all maps in the order of the model.
+    def fit(self, batches: Sequence[Tensor], held_out: HeldOut | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Fit all maps in the order of the model, as the iteration goes on.
 
         Args:
             batches: token ids, each (sequences, t), all of one shape.
+            held_out: what to compute losses on, in batches of the same shape.
+
+        Yields:
+            Every tensor of the sheared model by its Hugging Face name, of its parts' dtype, once it is fitted.
 
         Raises:
             InputError: too few tokens, batches of several shapes, or activations that are not finite.
         """
-        self._check(batches)
-        settings = layer_settings(self.source, batches[0])
-        stream = [first_input(self.source, ids) for ids in batches]  # the source's, (sequences, t, d) each
-        own = [first_input(self.sheared, ids) for ids in batches]  # (sequences, t, d') each
-        source, kept = layers(self.source), self.shears.layers
-        stream = advance(stream, source[: kept[0]], settings[: kept[0]])
+        others = [] if held_out is None else list(held_out.batches)
+        self._check(batches, others)
+        stream = [first_input(self.source, ids) for ids in (*batches, *others)]
+        own = [first_input(self.sheared, ids) for ids in (*batches, *others)]
+        unfitted = own[len(batches) :]
+        with self.sheared.held(EMBEDDING) as embedding:
+            yield from _named(EMBEDDING, embedding)
+        kept = self.shears.layers
+        stream = self._pass(stream, range(kept[0]))
         for position, index in enumerate(kept):
-            stop = kept[position + 1] if position + 1 < len(kept) else len(source)
-            after = advance(stream, source[index:stop], settings[index:stop])
-            pair = _Pair(self, index, source[index], layers(self.sheared)[position], settings[index])
-            for stage in stages(self.shears.source.layer):
-                self._fit_stage(pair, stage, list(zip(stream, after, own, strict=True)))
-            own = advance(own, [pair.sheared], [settings[index]])
+            stop = kept[position + 1] if position + 1 < len(kept) else self.shears.source.num_hidden_layers
+            settings = layer_settings(self.source, index, stream[0])
+            after = self._pass(stream, range(index, stop))
+            streams = [Streams(*batch) for batch in zip(stream, after, own, strict=True)][: len(batches)]
+            name = layer_name(position)
+            with self.source.held(layer_name(index)) as source, self.sheared.held(name) as sheared:
+                unfitted = advance(sheared, unfitted, settings)
+                layer = LayerFit(self.shears, index, source, sheared, settings)
+                for stage in stages(self.shears.source.layer):
+                    layer.fit(stage, streams, self.ridge)
+                own = advance(sheared, own, settings)
+                yield from _named(name, sheared)
             stream = after
             log.info("Fitted layer %d of %d, the source's %d.", position + 1, len(kept), index)
-        self._fit_head(stream, own)
+        yield from self._finish(stream, own, unfitted, held_out)
 
-    def _check(self, batches: Sequence[Tensor]) -> None:
-        if len({ids.shape for ids in batches}) != 1:
+    def _check(self, batches: Sequence[Tensor], others: Sequence[Tensor]) -> None:
+        if len({ids.shape for ids in (*batches, *others)}) != 1:
             raise InputError("A fit needs sequences of one length, in batches of one size.")
         tokens = sum(ids.numel() for ids in batches)
         least = max(self.shears.target.hidden_size, self.shears.target.intermediate_size)
@@ -157,29 +125,35 @@ class Reconstruction:
                 f"A fit of {least} inputs needs as many tokens at least, not {tokens}. Give more sequences."
             )
 
-    def cut(self, stream: Tensor) -> Tensor:
-        """The sheared model's part of the source's residual stream, (..., d) to (..., d')."""
-        part = stream.index_select(-1, self._hidden)
-        return part if self._scale is None else part * self._scale.to(part.dtype)
+    def _pass(self, stream: list[Tensor], layers: range) -> list[Tensor]:
+        """The source's stream behind some of its layers."""
+        for index in layers:
+            settings = layer_settings(self.source, index, stream[0])
+            with self.source.held(layer_name(index)) as layer:
+                stream = advance(layer, stream, settings)
+        return stream
 
-    def _fit_stage(self, pair: _Pair, stage: Stage, streams: list[tuple[Tensor, Tensor, Tensor]]) -> None:
-        gram = Gram()
-        for source, after, own in streams:
-            x, y, weights = (pair.writing if stage.writes else pair.reading)(stage, source, after, own)
-            gram.add(x, y, weights)
-        maps = [cast(nn.Linear, pair.sheared.get_submodule(module.name)) for module in stage.modules]
-        weight = torch.cat([_with_bias(linear) for linear in maps])
-        fitted = gram.solve(weight, self.ridge, f"layer {pair.index}'s {maps_of(stage)}")
-        for linear, part in zip(maps, fitted.split([linear.out_features for linear in maps]), strict=True):
-            linear.weight.copy_(part[:, : linear.in_features])
-            if linear.bias is not None:
-                linear.bias.copy_(part[:, -1])
+    def _finish(
+        self, stream: list[Tensor], own: list[Tensor], unfitted: list[Tensor], held_out: HeldOut | None
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Fit what is behind the last layer, and compute losses."""
+        number = len(unfitted)
+        fitted_on = len(own) - number
+        with _ends(self.source) as source, _ends(self.sheared) as sheared:
+            if held_out is not None:
+                held_out.losses["source"] = _loss(source, stream[fitted_on:], held_out)
+                held_out.losses["before"] = _loss(sheared, unfitted, held_out)
+            self._fit_head(source, sheared, stream[:fitted_on], own[:fitted_on])
+            if held_out is not None:
+                held_out.losses["after"] = _loss(sheared, own[fitted_on:], held_out)
+            yield from _named(NORM, sheared.get_submodule(NORM))
+            if not self.shears.source.tie_word_embeddings:
+                yield from _named(HEAD, sheared.get_submodule(HEAD))
 
-    def _fit_head(self, streams: list[Tensor], own: list[Tensor]) -> None:
+    def _fit_head(self, source: Any, sheared: Any, streams: list[Tensor], own: list[Tensor]) -> None:
         """The output layer: from the sheared model's last norm to what the source's had there."""
-        source, sheared = cast(Any, self.source), cast(Any, self.sheared)
         tied, offset = self.shears.source.tie_word_embeddings, float(self.shears.source.family.norm.offset)
-        norm = sheared.model.norm
+        norm, hidden = sheared.model.norm, KeptStream(self.shears, streams[0].device).hidden
         gram = Gram()
         for stream, mine in zip(streams, own, strict=True):
             inputs = norm(mine)
@@ -187,8 +161,8 @@ class Reconstruction:
                 inputs = inputs / (norm.weight + offset)
             gram.add(inputs.flatten(0, -2), source.model.norm(stream).flatten(0, -2))
         embedding = source.lm_head.weight.double()  # (V, d)
-        start = torch.zeros(embedding.shape[1], len(self._hidden), dtype=torch.float64, device=embedding.device)
-        start[self._hidden, torch.arange(len(self._hidden))] = 1.0
+        start = torch.zeros(embedding.shape[1], len(hidden), dtype=torch.float64, device=embedding.device)
+        start[hidden, torch.arange(len(hidden))] = 1.0
         if tied:
             source_norm = source.model.norm.weight.double() + offset
             start = start * source_norm.unsqueeze(-1)
@@ -206,49 +180,21 @@ class Reconstruction:
         norm.weight.copy_(weight + torch.linalg.solve(system + pull, wanted - system @ weight) - offset)
 
 
-@dataclass(frozen=True)
-class _Pair:
-    """A layer of the source and what is left of it."""
+def _named(name: str, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return ((f"{name}.{key}", parameter.detach()) for key, parameter in module.named_parameters())
 
-    fit: Reconstruction
-    index: int
-    source: nn.Module
-    sheared: nn.Module
-    settings: dict[str, Any]
 
-    def reading(self, stage: Stage, source: Tensor, after: Tensor, own: Tensor) -> tuple[Tensor, Tensor, None]:
-        """For maps that read the stream: what they are given, (n, i), and what the source's give there, (n, o)."""
-        names = [module.name for module in stage.modules]
-        x = tap(self.sheared, names[:1], own, self.settings)[names[0]][0]
-        given = tap(self.source, names, source, self.settings)
-        parts = [given[name][1].index_select(-1, self._rows(name)) for name in names]
-        return self._with_ones(stage, x), torch.cat(parts, dim=-1).flatten(0, -2), None
+@contextmanager
+def _ends(parts: Parts) -> Iterator[nn.Module]:
+    """The model with what is in front of its layers and behind them."""
+    with parts.held(EMBEDDING), parts.held(HEAD), parts.held(NORM):
+        yield parts.model
 
-    def writing(self, stage: Stage, source: Tensor, after: Tensor, own: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """For a map that writes to the stream: what it is given, and what is missing in the stream."""
-        (module,) = stage.modules
-        first = module.name.startswith("self_attn.")
-        x = tap(self.sheared, [module.name], own, self.settings)[module.name][0]
-        if module.scale_rows is None:  # a norm comes between
-            y = self.fit.cut(tap(self.source, [module.name], source, self.settings)[module.name][1])
-            return self._with_ones(stage, x), y.flatten(0, -2), None
-        feeding = next(m.reads for m in self.fit.shears.source.layer if m.name.startswith("mlp.") and m.reads)
-        wanted = self.fit.cut(tap(self.source, [feeding], source, self.settings)[feeding][0] if first else after)
-        there = own if first else tap(self.sheared, [feeding], own, self.settings)[feeding][0]
-        factor = getattr(self.sheared, "residual_multiplier", 1.0)
-        y = ((wanted - there) / factor).flatten(0, -2)
-        # A few tokens of a trained model are hundreds of times larger than the rest: each counts by its own size.
-        return self._with_ones(stage, x), y, wanted.flatten(0, -2).double().pow(2).mean(-1, keepdim=True).rsqrt()
 
-    def _rows(self, name: str) -> Tensor:
-        key = f"model.layers.{self.index}.{name}.weight"
-        weight = cast(Tensor, self.source.get_submodule(name).weight)
-        placement = self.fit.shears.place(key, weight.shape)
-        assert placement is not None
-        rows = torch.arange(weight.shape[0]) if placement.rows is None else placement.rows
-        return rows.to(weight.device)
-
-    def _with_ones(self, stage: Stage, x: Tensor) -> Tensor:
-        x = x.flatten(0, -2)
-        has_bias = self.sheared.get_submodule(stage.modules[0].name).bias is not None
-        return torch.cat([x, torch.ones_like(x[:, :1])], dim=-1) if has_bias else x
+def _loss(model: nn.Module, streams: Sequence[Tensor], held_out: HeldOut) -> float:
+    """In nats per token, of the streams behind the last layer."""
+    sums = []
+    for stream, ids in zip(streams, held_out.batches, strict=True):
+        with resumed(model, stream):
+            sums.append(held_out.measure(model, ids))
+    return sum(total for total, _ in sums) / sum(count for _, count in sums)

@@ -1,4 +1,4 @@
-"""Passes through the decoder layers of a live model, one layer at a time.
+"""Passes through a causal LM one layer at a time, of which no more need be in memory than what runs.
 
 Letters: t tokens of a sequence, d hidden size.
 """
@@ -6,29 +6,80 @@ Letters: t tokens of a sequence, d hidden size.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, cast
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol, cast
 
+import torch
 from torch import Tensor, nn
+
+EMBEDDING, NORM, HEAD = "model.embed_tokens", "model.norm", "lm_head"
+
+
+class Parts(Protocol):
+    """A causal LM as ``transformers`` has it, in eval mode, whose parts have their weights while they are held."""
+
+    model: nn.Module
+
+    def held(self, name: str) -> AbstractContextManager[nn.Module]:
+        """The submodule with its weights; what is done to them in place is lost after it, unless all are in memory."""
+
+
+class InMemory:
+    """A model all of whose weights are there."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def held(self, name: str) -> AbstractContextManager[nn.Module]:
+        """The submodule."""
+        return nullcontext(self.model.get_submodule(name))
 
 
 class Stopped(Exception):  # noqa: N818
-    """Ends a layer's forward pass where nothing more of it is needed."""
+    """Ends a forward pass where nothing more of it is needed."""
 
 
-def layers(model: nn.Module) -> Sequence[nn.Module]:
-    return cast(Any, model).model.layers
+def layer_name(index: int) -> str:
+    """Of a decoder layer, as a submodule."""
+    return f"model.layers.{index}"
 
 
-def advance(stream: list[Tensor], layers: Sequence[nn.Module], settings: Sequence[dict[str, Any]]) -> list[Tensor]:
-    """What the layers make of a residual stream."""
-    for layer, options in zip(layers, settings, strict=True):
-        outputs = (layer(x, **options) for x in stream)
-        stream = [output[0] if isinstance(output, tuple) else output for output in outputs]
-    return stream
+def first_input(parts: Parts, ids: Tensor) -> Tensor:
+    """The residual stream in front of the first layer, (sequences, t, d)."""
+    with parts.held(EMBEDDING):
+        inputs, options = _call_of_layer(parts.model, 0, input_ids=ids)
+    return inputs[0] if inputs else options["hidden_states"]
 
 
-def tap(layer: nn.Module, names: Sequence[str], x: Tensor, options: dict[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
+def layer_settings(parts: Parts, index: int, stream: Tensor) -> dict[str, Any]:
+    """What a layer is called with besides the stream (sequences, t, d): positions, masks."""
+    _, options = _call_of_layer(parts.model, index, inputs_embeds=torch.zeros_like(stream))
+    return {name: value for name, value in options.items() if name != "hidden_states"}
+
+
+def _call_of_layer(model: nn.Module, index: int, **inputs: Tensor) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+    """What a layer is called with, the layers in front of it left out."""
+    found: list[tuple[tuple[Tensor, ...], dict[str, Any]]] = []
+
+    def stop(_: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Any]) -> None:
+        found.append((inputs, options))
+        raise Stopped
+
+    layer = model.get_submodule(layer_name(index))
+    with _with_layers(model, [layer]), _until_stopped([layer.register_forward_pre_hook(stop, with_kwargs=True)]):
+        model(**inputs, use_cache=False)
+    return found[0]
+
+
+def advance(layer: nn.Module, stream: Sequence[Tensor], settings: dict[str, Any]) -> list[Tensor]:
+    """What a layer makes of a residual stream."""
+    outputs = (layer(x, **settings) for x in stream)
+    return [output[0] if isinstance(output, tuple) else output for output in outputs]
+
+
+def tap(
+    layer: nn.Module, names: Sequence[str], x: Tensor, settings: dict[str, Any]
+) -> dict[str, tuple[Tensor, Tensor]]:
     """What modules of a layer are given and give, by their names; the pass ends with the last of them."""
     taps: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -40,10 +91,36 @@ def tap(layer: nn.Module, names: Sequence[str], x: Tensor, options: dict[str, An
 
         return hook
 
-    hooks = [layer.get_submodule(name).register_forward_hook(keep(name)) for name in names]
-    with _until_stopped(hooks):
-        layer(x, **options)
+    with _until_stopped([layer.get_submodule(name).register_forward_hook(keep(name)) for name in names]):
+        layer(x, **settings)
     return taps
+
+
+@contextmanager
+def resumed(model: nn.Module, stream: Tensor) -> Iterator[None]:
+    """The model as if its last layer had just given ``stream``, whatever ids it is called with."""
+
+    def take(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+        return (stream,)
+
+    hook = model.get_submodule(NORM).register_forward_pre_hook(take)
+    try:
+        with _with_layers(model, []):
+            yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def _with_layers(model: nn.Module, layers: Sequence[nn.Module]) -> Iterator[None]:
+    """The model with these layers for its own."""
+    backbone = cast(Any, model).model
+    own = backbone.layers
+    backbone.layers = nn.ModuleList(layers)
+    try:
+        yield
+    finally:
+        backbone.layers = own
 
 
 @contextmanager
@@ -56,28 +133,3 @@ def _until_stopped(hooks: Sequence[Any]) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def first_input(model: nn.Module, ids: Tensor) -> Tensor:
-    """The residual stream in front of the first layer, (sequences, t, d)."""
-    found: list[Tensor] = []
-
-    def stop(_: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Any]) -> None:
-        found.append(inputs[0] if inputs else options["hidden_states"])
-        raise Stopped
-
-    with _until_stopped([layers(model)[0].register_forward_pre_hook(stop, with_kwargs=True)]):
-        model(input_ids=ids, use_cache=False)
-    return found[0]
-
-
-def layer_settings(model: nn.Module, ids: Tensor) -> list[dict[str, Any]]:
-    """What each layer is called with besides the stream: positions, masks."""
-    found: list[dict[str, Any]] = []
-
-    def keep(_: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Any]) -> None:
-        found.append({name: value for name, value in options.items() if name != "hidden_states"})
-
-    with _until_stopped([layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in layers(model)]):
-        model(input_ids=ids, use_cache=False)
-    return found

@@ -13,9 +13,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from llmshearing.architecture.config import sheared_config
 from llmshearing.architecture.shapes import ModelShape
 from llmshearing.errors import InputError
-from llmshearing.pruning.fit import Gram, Reconstruction
+from llmshearing.pruning.fit import Reconstruction
 from llmshearing.pruning.functional import apply_targeted_pruning
+from llmshearing.pruning.gram import Gram
 from llmshearing.pruning.hard_concrete import deterministic
+from llmshearing.pruning.layer_passes import InMemory
 from llmshearing.pruning.shear import Shears, shear_state_dict
 from llmshearing.pruning.target import resolve_target, unit_groups
 from tests.models import FAMILIES, make_model, token_ids
@@ -43,6 +45,12 @@ def shear(model: PreTrainedModel, target: dict[str, int], *, soft: bool = False)
     return small, shears
 
 
+def fit(model: PreTrainedModel, small: PreTrainedModel, shears: Shears, batches: list[torch.Tensor]) -> None:
+    """Fit ``small`` in place."""
+    for _ in Reconstruction(InMemory(model), InMemory(small), shears).fit(batches):
+        pass
+
+
 def logits(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         return model(ids).logits
@@ -53,7 +61,7 @@ def test_with_nothing_cut_nothing_changes(family: str) -> None:
     model = make_model(family)
     before = logits(model, token_ids())
     small, shears = shear(model, {"num_hidden_layers": 4})
-    Reconstruction(model, small, shears).fit(BATCHES)
+    fit(model, small, shears, BATCHES)
     assert (logits(small, token_ids()) - before).abs().max() < 1e-4 * before.abs().max()
 
 
@@ -70,7 +78,7 @@ def test_predictions_come_nearer_to_the_sources(family: str, soft: bool) -> None
         return (wanted.exp() * (wanted - found)).sum(-1).mean().item()
 
     cut = divergence()
-    Reconstruction(model, small, shears).fit(BATCHES)
+    fit(model, small, shears, BATCHES)
     assert divergence() < 0.9 * cut
     assert small.lm_head.weight is small.model.embed_tokens.weight or not shears.source.tie_word_embeddings
 
@@ -81,7 +89,7 @@ def test_the_same_text_gives_the_same_weights() -> None:
     for _ in range(2):
         small, shears = shear(model, MILD)
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        Reconstruction(model, small, shears).fit(BATCHES)
+        fit(model, small, shears, BATCHES)
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
         fitted.append(small.state_dict())
     assert all(torch.equal(tensor, fitted[1][name]) for name, tensor in fitted[0].items())
@@ -92,14 +100,14 @@ def test_what_cannot_be_fitted_on_is_refused() -> None:
     model = make_model("llama3")
     small, shears = shear(model, MILD)
     with pytest.raises(InputError, match="A fit of 64 inputs needs as many tokens at least, not 48"):
-        Reconstruction(model, small, shears).fit([token_ids()])
+        fit(model, small, shears, [token_ids()])
     with pytest.raises(InputError, match="sequences of one length, in batches of one size"):
-        Reconstruction(model, small, shears).fit([*BATCHES, token_ids()])
+        fit(model, small, shears, [*BATCHES, token_ids()])
     broken = copy.deepcopy(model)
     with torch.no_grad():
         broken.model.layers[1].mlp.up_proj.weight[0] = torch.nan
     with pytest.raises(InputError, match=r"Activations at layer \d's .* are not finite"):
-        Reconstruction(broken, small, shears).fit(BATCHES)
+        fit(broken, small, shears, BATCHES)
 
 
 def test_the_regression_is_that_of_its_normal_equations() -> None:
@@ -140,5 +148,5 @@ def test_a_trained_model_starts_far_ahead_of_one_that_is_only_cut() -> None:
             return small(input_ids=new, labels=new).loss.item()
 
     cut = loss()
-    Reconstruction(model, small, shears).fit(list(text.split(16)))
+    fit(model, small, shears, list(text.split(16)))
     assert loss() < cut - 1.5  # about 2.3 nats
