@@ -11,21 +11,22 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from llmshearing.errors import InputError
 
 log = logging.getLogger(__name__)
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Replace ``path`` by ``text`` in one step, creating its folder where needed."""
+@contextmanager
+def new_file(path: str | Path) -> Iterator[BinaryIO]:
+    """Yield a file that replaces ``path`` in one step when the block succeeds; its folder is made where needed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp's 0600 would lock out the users who share a run folder
@@ -35,8 +36,14 @@ def write_text(path: str | Path, text: str) -> None:
         raise
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Replace ``path`` by ``text`` in one step, creating its folder where needed."""
+    with new_file(path) as file:
+        file.write(text.encode())
+
+
 def check_file_can_be_written(path: str | Path) -> None:
-    """Find out before the work whether :func:`write_text` could write ``path`` after it; leaves nothing behind.
+    """Find out before the work whether :func:`new_file` could write ``path`` after it; leaves nothing behind.
 
     Raises:
         InputError: it could not, or there is something else than a file.

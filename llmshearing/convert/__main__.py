@@ -26,6 +26,18 @@ def _num_bytes(text: str) -> int:
     return size
 
 
+def _target(sizes: list[str] | None) -> dict[str, Any] | None:
+    if sizes is None:
+        return None
+    target: dict[str, Any] = {}
+    for size in sizes:
+        name, equals, value = size.partition("=")
+        if not equals or not value.isdecimal() or name in target:
+            raise InputError(f"--target has '{size}'; write each size once, as num_hidden_layers=24.")
+        target[name] = int(value)
+    return target
+
+
 class _Parser(argparse.ArgumentParser):
     """Says in one line what is wrong with the command."""
 
@@ -63,10 +75,21 @@ def main() -> None:
         ("export", "a dense checkpoint to a Hugging Face folder"),
     ):
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("checkpoint", help="Composer checkpoint: a file, or the folder of a sharded one")
+        command.add_argument(
+            "checkpoint", help="Composer checkpoint, a file or the folder of a sharded one; or a model's folder"
+        )
         _add_output(command, dtype="as in the checkpoint")
         command.add_argument("--max-shard-size", default="5GB", help="size of a safetensors file (default: 5GB)")
         if name == "shear":
+            command.add_argument(
+                "--scores", metavar="SCORES", help="what llmshearing.score wrote of the model (default: its masks)"
+            )
+            command.add_argument(
+                "--target",
+                nargs="+",
+                metavar="SIZE",
+                help="with --scores, such as hidden_size=2048 num_hidden_layers=24",
+            )
             command.add_argument(
                 "--fit", metavar="DATA", help="prepared data to fit the kept weights on (default: none)"
             )
@@ -83,11 +106,12 @@ def main() -> None:
         if arguments.command == "rotate":
             _rotate(arguments)
             return
-        fits: dict[str, Any] = {}
-        if getattr(arguments, "fit", None) is None:
+        options: dict[str, Any] = {}
+        if arguments.command == "shear":
+            options = {"scores": arguments.scores, "target": _target(arguments.target)}
+            options |= {"fit": arguments.fit, "fit_sequences": arguments.fit_sequences}
+        if options.get("fit") is None:
             torch.set_num_threads(1)  # memory sets the pace; threads would spin while they wait for a few MB
-        else:
-            fits = {"fit": arguments.fit, "fit_sequences": arguments.fit_sequences}
         convert = shear if arguments.command == "shear" else export
         convert(
             arguments.checkpoint,
@@ -95,7 +119,7 @@ def main() -> None:
             dtype=_DTYPES[arguments.dtype] if arguments.dtype else None,
             max_shard_bytes=_num_bytes(arguments.max_shard_size),
             overwrite=arguments.overwrite,
-            **fits,
+            **options,
         )
     except KeyboardInterrupt:  # said already; a traceback adds nothing
         raise SystemExit(130) from None

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from llmshearing.architecture.axes import DIMENSIONS
 from llmshearing.architecture.config import sheared_config
-from llmshearing.architecture.shapes import ModelShape
 from llmshearing.convert.checkpoint import Checkpoint
+from llmshearing.convert.choice import ALGORITHM, by_masks, by_scores
 from llmshearing.convert.folder import as_json, folder_files, write_files
 from llmshearing.convert.layout import select, shape_of_config
+from llmshearing.convert.model_folder import ModelFolder
 from llmshearing.convert.output import check_output, output_folder
 from llmshearing.convert.sharded import Sharded
 from llmshearing.convert.single_file import SingleFile
@@ -26,22 +25,16 @@ from llmshearing.convert.stored import StoredTensor
 from llmshearing.convert.weight_files import DTYPES, Entry, write_shards
 from llmshearing.data.start import ORDER
 from llmshearing.errors import InputError
-from llmshearing.pruning.shear import Placement, Shears
-from llmshearing.pruning.state import masks_to_shear
-from llmshearing.pruning.target import resolve_target, unit_groups
-
-if TYPE_CHECKING:
-    from llmshearing.convert.fit import Fit
+from llmshearing.pruning.shear import Placement
 
 log = logging.getLogger(__name__)
 
-_ALGORITHM = "TargetedPruning"
 _BYTES_IN_FLIGHT = 2_000_000  # of a tensor: stays in the processor's cache, and twice as fast as 8 MB here
 
 
 @contextmanager
 def open_checkpoint(path: str | Path) -> Iterator[Checkpoint]:
-    """Open a checkpoint file (``ep0-ba100-rank0.pt``), or the folder of a sharded one (``ep0-ba100``).
+    """Open a checkpoint file (``ep0-ba100-rank0.pt``), the folder of a sharded one (``ep0-ba100``), or a model's.
 
     A link is followed once, so that what is read is of one checkpoint while training saves the next.
 
@@ -53,7 +46,10 @@ def open_checkpoint(path: str | Path) -> Iterator[Checkpoint]:
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a character that no path has
         raise InputError(f"There is no checkpoint '{path}'.") from error
     with ExitStack() as held:
-        yield Sharded(found, held) if found.is_dir() else SingleFile(found, held)
+        if (found / "config.json").is_file():
+            yield ModelFolder(found, held)
+        else:
+            yield Sharded(found, held) if found.is_dir() else SingleFile(found, held)
 
 
 def shear(
@@ -63,17 +59,21 @@ def shear(
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = 5_000_000_000,
     overwrite: bool = False,
+    scores: str | Path | None = None,
+    target: Mapping[str, int] | None = None,
     fit: str | Path | None = None,
     fit_sequences: int = 64,
 ) -> None:
-    """Shear a pruning checkpoint to a Hugging Face folder of exactly its target shape.
+    """Shear a pruning checkpoint to a Hugging Face folder of exactly its target shape, or any model by its scores.
 
     Args:
-        path: the Composer checkpoint, a file or a folder.
+        path: the Composer checkpoint, a file or a folder; with ``scores`` a dense one, or a Hugging Face folder.
         out: the folder to create.
         dtype: of the weights; that of the checkpoint if ``None``.
         max_shard_bytes: size of a safetensors file.
         overwrite: replace an existing ``out``.
+        scores: what `python -m llmshearing.score` wrote of the model. ``None``: the checkpoint's masks choose.
+        target: sizes by Hugging Face config name, where ``scores`` choose.
         fit: prepared data to fit the kept weights on, see :mod:`llmshearing.convert.fit`. ``None``: they are as they
             were.
         fit_sequences: how many sequences of it.
@@ -82,12 +82,12 @@ def shear(
         InputError: the checkpoint is not one of pruning, or broken; ``out`` exists or cannot be written; data that
             does not fit.
     """
+    if (scores is None) != (target is None):
+        raise InputError("Scores and a target go together: give both --scores and --target, or neither.")
     out = check_output(out, overwrite=overwrite, source=path)
     with open_checkpoint(path) as checkpoint:
-        shears = _shears(checkpoint)
         config, tokenizer = checkpoint.huggingface()
-        if shape_of_config(config, path) != shears.source:
-            raise InputError(f"The masks in '{path}' are for {shears.source}, its config is of another shape.")
+        shears = by_masks(checkpoint, config) if scores is None else by_scores(checkpoint, config, scores, target or {})
         tensors = select(checkpoint.tensors, shears.source, path)
         placed = [
             (tensor, placement)
@@ -105,11 +105,13 @@ def shear(
         files = folder_files(sheared_config(config, shears.target, shears.layers), tokenizer, entries[0].dtype, path)
         fitting = None
         if fit is not None:
+            from llmshearing.convert.fit import fitted_entries, open_fit  # imports transformers, which takes seconds
+
             wide = [_entry(tensor, placement, torch.float32, path) for tensor, placement in placed]
-            fitting = _fit(tensors, wide, config, shears, fit, fit_sequences)
+            fitting = open_fit(tensors, wide, config, shears, data=fit, num_sequences=fit_sequences)
         with output_folder(out, overwrite=overwrite) as folder:
             if fitting is not None:
-                write_shards(folder, _fitted(fitting, entries), max_shard_bytes=max_shard_bytes)
+                write_shards(folder, fitted_entries(fitting, entries), max_shard_bytes=max_shard_bytes)
                 record["fit"] = fitting.finish()
             if fitting is None or not record["fit"]["applied"]:
                 write_shards(folder, entries, max_shard_bytes=max_shard_bytes)
@@ -129,7 +131,7 @@ def export(
     """Write a dense checkpoint as a Hugging Face folder. Arguments and errors as for :func:`shear`."""
     out = check_output(out, overwrite=overwrite, source=path)
     with open_checkpoint(path) as checkpoint:
-        if checkpoint.algorithm(_ALGORITHM) is not None:
+        if checkpoint.algorithm(ALGORITHM) is not None:
             raise InputError(f"'{path}' is a pruning checkpoint, whose masks `export` would lose. Use `shear`.")
         config, tokenizer = checkpoint.huggingface()
         shape = shape_of_config(config, path)
@@ -143,62 +145,6 @@ def export(
             write_files(folder, files)
             checkpoint.check_unchanged()
     log.info("Exported %d tensors, %d parameters: '%s'.", len(entries), shape.num_parameters(), out)
-
-
-def _shears(checkpoint: Checkpoint) -> Shears:
-    pruning = checkpoint.algorithm(_ALGORITHM)
-    if pruning is None:
-        raise InputError(
-            f"'{checkpoint.path}' holds no masks: it is not a pruning checkpoint. Use `export` for a dense model."
-        )
-    try:
-        source, target = ModelShape.from_dict(pruning["source"]), ModelShape.from_dict(pruning["target"])
-        groups = unit_groups(source, target)
-        if resolve_target(source, {name: getattr(target, name) for name in DIMENSIONS}) != target:
-            raise TypeError("a target that the source cannot be pruned to")
-        masks = masks_to_shear(pruning, groups, checkpoint.path)
-    except InputError:
-        raise
-    except Exception as error:  # what is saved there may be of any type
-        raise InputError(f"The masks in '{checkpoint.path}' have a form that this version does not know.") from error
-    return Shears(masks, source, target)
-
-
-def _fit(
-    tensors: Mapping[str, StoredTensor],
-    sheared: list[Entry],
-    config: dict[str, Any],
-    shears: Shears,
-    data: str | Path,
-    num_sequences: int,
-) -> Fit:
-    """A fit that reads tensors of the source, and of what is ``sheared``, from the checkpoint as it needs them."""
-    from llmshearing.convert.fit import Fit  # imports transformers, which takes seconds
-
-    entries = {entry.name: entry for entry in sheared}
-    return Fit(
-        lambda name: tensors[name].read(),
-        lambda name: torch.cat(list(entries[name].make())),
-        config,
-        shears,
-        data=data,
-        num_sequences=num_sequences,
-    )
-
-
-def _fitted(fit: Fit, entries: list[Entry]) -> list[Entry]:
-    """What is written in the place of ``entries``, in the order of the fit."""
-
-    def make(entry: Entry) -> list[Tensor]:
-        made = fit.tensor(entry.name).to(entry.dtype)
-        _check_finite(made, f"Fitted weights have values beyond {entry.dtype}. Use bfloat16 or float32.")
-        return [made]
-
-    places = {name: place for place, name in enumerate(fit.order(entry.name for entry in entries))}
-    return [
-        dataclasses.replace(entry, make=functools.partial(make, entry))
-        for entry in sorted(entries, key=lambda entry: places[entry.name])
-    ]
 
 
 def _entry(tensor: StoredTensor, placement: Placement, dtype: torch.dtype | None, path: str | Path) -> Entry:

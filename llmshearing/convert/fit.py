@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +15,8 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from llmshearing.architecture.config import sheared_config
+from llmshearing.convert.stored import StoredTensor
+from llmshearing.convert.weight_files import Entry
 from llmshearing.data.prepared import in_turns
 from llmshearing.errors import InputError
 from llmshearing.models.streamed import StreamedModel
@@ -103,6 +107,43 @@ class Fit:
             "losses": losses,
             "applied": applied,
         }
+
+
+def open_fit(
+    tensors: Mapping[str, StoredTensor],
+    sheared: Iterable[Entry],
+    config: Mapping[str, Any],
+    shears: Shears,
+    *,
+    data: str | Path,
+    num_sequences: int,
+) -> Fit:
+    """A fit that reads tensors of the source, and of what is ``sheared``, from a checkpoint."""
+    entries = {entry.name: entry for entry in sheared}
+    return Fit(
+        lambda name: tensors[name].read(),
+        lambda name: torch.cat(list(entries[name].make())),
+        config,
+        shears,
+        data=data,
+        num_sequences=num_sequences,
+    )
+
+
+def fitted_entries(fit: Fit, entries: Sequence[Entry]) -> list[Entry]:
+    """What is written in the place of ``entries``, in the order of the fit."""
+
+    def make(entry: Entry) -> list[Tensor]:
+        made = fit.tensor(entry.name).to(entry.dtype)
+        if not torch.isfinite(made).all():
+            raise InputError(f"Fitted weights have values beyond {entry.dtype}. Use bfloat16 or float32.")
+        return [made]
+
+    places = {name: place for place, name in enumerate(fit.order(entry.name for entry in entries))}
+    return [
+        dataclasses.replace(entry, make=functools.partial(make, entry))
+        for entry in sorted(entries, key=lambda entry: places[entry.name])
+    ]
 
 
 def fit_state_dict(

@@ -40,6 +40,7 @@ def folder_files(
         "torch_dtype": str(dtype).removeprefix("torch."),
         "use_cache": True,  # off while training
     }
+    written.pop("dtype", None)  # its name since transformers 4.56, where it would win
     written.pop("_name_or_path", None)  # a path on the machine that trained
     written.pop("_attn_implementation_autoset", None)
     tokens = {name: config.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}

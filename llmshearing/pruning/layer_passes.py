@@ -66,7 +66,7 @@ def _call_of_layer(model: nn.Module, index: int, **inputs: Tensor) -> tuple[tupl
         raise Stopped
 
     layer = model.get_submodule(layer_name(index))
-    with _with_layers(model, [layer]), _until_stopped([layer.register_forward_pre_hook(stop, with_kwargs=True)]):
+    with with_layers(model, [layer]), _until_stopped([layer.register_forward_pre_hook(stop, with_kwargs=True)]):
         model(**inputs, use_cache=False)
     return found[0]
 
@@ -105,14 +105,14 @@ def resumed(model: nn.Module, stream: Tensor) -> Iterator[None]:
 
     hook = model.get_submodule(NORM).register_forward_pre_hook(take)
     try:
-        with _with_layers(model, []):
+        with with_layers(model, []):
             yield
     finally:
         hook.remove()
 
 
 @contextmanager
-def _with_layers(model: nn.Module, layers: Sequence[nn.Module]) -> Iterator[None]:
+def with_layers(model: nn.Module, layers: Sequence[nn.Module]) -> Iterator[None]:
     """The model with these layers for its own."""
     backbone = cast(Any, model).model
     own = backbone.layers

@@ -1,0 +1,171 @@
+"""What the units of a model are worth: computed once, kept in a file, good for any target.
+
+Letters: L layers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from llmshearing.architecture.axes import DIMENSIONS, LAYERS
+from llmshearing.architecture.shapes import ModelShape
+from llmshearing.errors import InputError
+from llmshearing.fileio import new_file
+from llmshearing.pruning.chooser import log_ties
+from llmshearing.pruning.functional import Pruning
+from llmshearing.pruning.hard_concrete import deterministic
+from llmshearing.pruning.layer_passes import with_layers
+from llmshearing.pruning.selection import ImportantUnits
+from llmshearing.pruning.target import UnitGroup, groups_to_prune, resolve_target, unit_groups
+
+_FORMAT = "1"
+_MARK, _MARKS = "embeddings", 256
+_NEAR = 0.05  # a share of the marks' size: weights may be of another dtype, but not of another model
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The worth of every unit of a model, the higher the better.
+
+    Args:
+        source: the model's shape.
+        units: by dimension, of the shapes in :class:`~llmshearing.pruning.target.UnitGroup`, float32.
+        mark: the model's first embeddings, by which it is known again.
+    """
+
+    source: ModelShape
+    units: Mapping[str, Tensor]
+    mark: Tensor
+
+    def masks(self, target: Mapping[str, int]) -> tuple[ModelShape, dict[str, Tensor]]:
+        """The full target shape, and masks of one for the best units of each group, of zero for the others.
+
+        Raises:
+            InputError: a target that cannot be reached.
+        """
+        shape, groups = groups_to_prune(self.source, target, selection="scores")
+        return shape, {group.dimension: self._mask(group) for group in groups}
+
+    def _mask(self, group: UnitGroup) -> Tensor:
+        score = self.units[group.dimension]
+        log_ties(group, score)
+        return (deterministic(score, group.num_kept) > 0).float()
+
+    def check_model(self, source: ModelShape, embedding: Tensor, name: str) -> None:
+        """Refuse another model than that which was scored.
+
+        Args:
+            source: the model's shape.
+            embedding: its embeddings, or the first rows of them.
+            name: of the model, for messages.
+
+        Raises:
+            InputError: says in what it differs.
+        """
+        if source != self.source:
+            raise InputError(f"The scores are of a model of {self.source}, '{name}' has {source}.")
+        own = mark_of(embedding)
+        if (own - self.mark).abs().max() > _NEAR * self.mark.abs().max():
+            raise InputError(
+                f"The scores are of another model than '{name}': the embeddings differ, as they also do after "
+                "`convert rotate` or training. Score this one."
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write the file in one step."""
+        metadata = {"format": _FORMAT, "source": json.dumps(self.source.to_dict())}
+        tensors = {_MARK: self.mark, **{name: score.cpu().contiguous() for name, score in self.units.items()}}
+        with new_file(path) as file:
+            file.write(safetensors.torch.save(tensors, metadata))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Scores:
+        """Read the file.
+
+        Raises:
+            InputError: there is none, or it is not one of scores.
+        """
+        if not os.path.isfile(path):
+            raise InputError(f"There is no file '{path}'. `python -m llmshearing.score` writes one.")
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            source = ModelShape.from_dict(json.loads(metadata["source"]))
+            mark = tensors.pop(_MARK)
+            shapes = {group.dimension: group.shape for group in all_groups(source)}
+            if metadata["format"] != _FORMAT or {name: tuple(score.shape) for name, score in tensors.items()} != shapes:
+                raise ValueError("another form")
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+            raise InputError(f"'{path}' is not a file of scores as `python -m llmshearing.score` writes it.") from error
+        return cls(source, tensors, mark)
+
+
+def all_groups(source: ModelShape) -> list[UnitGroup]:
+    """Groups of every dimension that has more than one unit."""
+    return unit_groups(source, resolve_target(source, dict.fromkeys(DIMENSIONS, 1)))
+
+
+def mark_of(embedding: Tensor) -> Tensor:
+    """The first values of the embeddings, float32."""
+    return embedding.flatten()[:_MARKS].float().cpu()
+
+
+def score(model: nn.Module, batches: Sequence[Tensor]) -> Scores:
+    """Score every unit of a model.
+
+    Layers by :func:`score_layers`, the rest as :class:`~llmshearing.pruning.selection.ImportantUnits` does. The model's
+    weights take no gradients from then on, and it keeps masks of one.
+
+    Args:
+        model: a ``transformers`` causal LM of a supported family, in eval mode.
+        batches: token ids, (sequences, length) each.
+
+    Raises:
+        InputError: a family that is not supported; losses that are not finite.
+    """
+    source = ModelShape.from_hf_config(cast(Any, model).config)
+    mark = mark_of(cast(Any, model).get_input_embeddings().weight.detach())
+    layers = score_layers(model, batches)
+    units = {name: scores.cpu() for name, scores in score_units(model, source, batches).items()}
+    if LAYERS in units:
+        units[LAYERS] = layers
+    for name, scores in units.items():
+        if not torch.isfinite(scores).all():
+            raise InputError(f"Scores of {name} are not finite. Take other text or another model, or float32.")
+    return Scores(source, units, mark)
+
+
+def score_units(model: nn.Module, source: ModelShape, batches: Iterable[Tensor]) -> Mapping[str, Tensor]:
+    """The squared gradient of each unit's mask, summed over batches, by dimension."""
+    model.requires_grad_(False)
+    groups = all_groups(source)
+    device = next(model.parameters()).device
+    masks = ImportantUnits(groups, device=device)
+    pruning = Pruning(model, source, resolve_target(source, dict.fromkeys(DIMENSIONS, 1)), masks, device)
+    for step, ids in enumerate(batches):
+        pruning.draw(step)
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        pruning.learn(step)
+    return masks.scores()
+
+
+@torch.no_grad()
+def score_layers(model: nn.Module, batches: Sequence[Tensor]) -> Tensor:
+    """The loss of the model without each of its layers, (L,), in nats per token."""
+    layers = list(cast(Any, model).model.layers)
+    losses = []
+    for index in range(len(layers)):
+        with with_layers(model, layers[:index] + layers[index + 1 :]):
+            losses.append(sum(model(input_ids=ids, labels=ids, use_cache=False).loss.item() for ids in batches))
+    return torch.tensor(losses) / len(batches)

@@ -1,0 +1,82 @@
+"""``python -m llmshearing.score MODEL SCORES --data DATA``: what the units of a model are worth, for any target."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llmshearing.errors import InputError, cli
+from llmshearing.fileio import check_file_can_be_written
+
+log = logging.getLogger(__name__)
+
+_AT_ONCE = 8
+
+
+def score_model(
+    model_name: str, out: str | Path, *, data: str | Path, num_sequences: int = 32, dtype: str = "float32"
+) -> None:
+    """Write the scores of a model's units, see :mod:`llmshearing.pruning.scores`.
+
+    Runs on the GPU if there is one; the model must fit on it.
+
+    Args:
+        model_name: Hugging Face folder or hub id, of the LLaMA family.
+        out: the safetensors file to write.
+        data: folder that ``data_prep/prepare.py`` wrote; its train split, or else its domains, are read.
+        num_sequences: how many to read, in equal parts of every domain.
+        dtype: of the weights and the computation.
+
+    Raises:
+        InputError: the model or the data cannot be read, or they do not fit together; scores that are not finite;
+            ``out`` cannot be written.
+    """
+    import torch  # which takes seconds, as the rest does
+
+    from llmshearing.architecture.shapes import ModelShape
+    from llmshearing.data.prepared import in_turns
+    from llmshearing.models.config import read_config
+    from llmshearing.models.pretrained import load_pretrained
+    from llmshearing.pruning.scores import score
+
+    if num_sequences < 1:
+        raise InputError(f"The number of sequences is {num_sequences}; it must be at least 1.")
+    check_file_can_be_written(out)
+    config = read_config(model_name)
+    size, longest = ModelShape.from_hf_config(config).vocab_size, config.max_position_embeddings
+    taken = list(in_turns(data, num_sequences, vocab_size=size, longest=longest))
+    if len({ids.shape[1] for ids in taken}) != 1:
+        raise InputError(f"'{data}' holds no sequences, or of several lengths. Prepare it with one --seq-len.")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model: Any = load_pretrained(model_name, dtype=getattr(torch, dtype)).to(device).eval()  # type: ignore[arg-type]
+    batches = torch.cat(taken).to(device).split(math.gcd(len(taken), _AT_ONCE))
+    score(model, batches).save(out)
+    log.info("Scored '%s' on %d sequences: '%s'.", model_name, len(taken), out)
+
+
+@cli
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the command line and score."""
+    parser = argparse.ArgumentParser(prog="python -m llmshearing.score", description=__doc__)
+    parser.add_argument("model", metavar="MODEL", help="Hugging Face folder or hub id")
+    parser.add_argument("out", metavar="SCORES", help="safetensors file to write")
+    parser.add_argument("--data", required=True, help="folder that data_prep/prepare.py wrote")
+    parser.add_argument("--sequences", type=int, default=32, help="how many of them to look at (default: 32)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    score_model(
+        arguments.model,
+        arguments.out,
+        data=arguments.data,
+        num_sequences=arguments.sequences,
+        dtype=arguments.dtype,
+    )
+
+
+if __name__ == "__main__":
+    main()
