@@ -20,7 +20,7 @@ _AT_ONCE = 8
 def score_model(
     model_name: str, out: str | Path, *, data: str | Path, num_sequences: int = 32, dtype: str = "float32"
 ) -> None:
-    """Write the scores of a model's units, see :mod:`llmshearing.pruning.scores`.
+    """Write the scores of a model's units, see :mod:`llmshearing.pruning.scoring`.
 
     Runs on the GPU if there is one; the model must fit on it.
 
@@ -41,7 +41,7 @@ def score_model(
     from llmshearing.data.prepared import in_turns
     from llmshearing.models.config import read_config
     from llmshearing.models.pretrained import load_pretrained
-    from llmshearing.pruning.scores import score
+    from llmshearing.pruning.scoring import score
 
     if num_sequences < 1:
         raise InputError(f"The number of sequences is {num_sequences}; it must be at least 1.")

@@ -1,31 +1,23 @@
-"""What the units of a model are worth: computed once, kept in a file, good for any target.
-
-Letters: L layers.
-"""
+"""What the units of a model are worth: kept in a file, good for any target; :mod:`.scoring` finds it."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
-from llmshearing.architecture.axes import DIMENSIONS, LAYERS
+from llmshearing.architecture.axes import DIMENSIONS
 from llmshearing.architecture.shapes import ModelShape
 from llmshearing.errors import InputError
 from llmshearing.fileio import new_file
 from llmshearing.pruning.chooser import log_ties
-from llmshearing.pruning.functional import Pruning
 from llmshearing.pruning.hard_concrete import deterministic
-from llmshearing.pruning.layer_passes import with_layers
-from llmshearing.pruning.selection import ImportantUnits
 from llmshearing.pruning.target import UnitGroup, groups_to_prune, resolve_target, unit_groups
 
 _FORMAT = "1"
@@ -119,53 +111,3 @@ def all_groups(source: ModelShape) -> list[UnitGroup]:
 def mark_of(embedding: Tensor) -> Tensor:
     """The first values of the embeddings, float32."""
     return embedding.flatten()[:_MARKS].float().cpu()
-
-
-def score(model: nn.Module, batches: Sequence[Tensor]) -> Scores:
-    """Score every unit of a model.
-
-    Layers by :func:`score_layers`, the rest as :class:`~llmshearing.pruning.selection.ImportantUnits` does. The model's
-    weights take no gradients from then on, and it keeps masks of one.
-
-    Args:
-        model: a ``transformers`` causal LM of a supported family, in eval mode.
-        batches: token ids, (sequences, length) each.
-
-    Raises:
-        InputError: a family that is not supported; losses that are not finite.
-    """
-    source = ModelShape.from_hf_config(cast(Any, model).config)
-    mark = mark_of(cast(Any, model).get_input_embeddings().weight.detach())
-    layers = score_layers(model, batches)
-    units = {name: scores.cpu() for name, scores in score_units(model, source, batches).items()}
-    if LAYERS in units:
-        units[LAYERS] = layers
-    for name, scores in units.items():
-        if not torch.isfinite(scores).all():
-            raise InputError(f"Scores of {name} are not finite. Take other text or another model, or float32.")
-    return Scores(source, units, mark)
-
-
-def score_units(model: nn.Module, source: ModelShape, batches: Iterable[Tensor]) -> Mapping[str, Tensor]:
-    """The squared gradient of each unit's mask, summed over batches, by dimension."""
-    model.requires_grad_(False)
-    groups = all_groups(source)
-    device = next(model.parameters()).device
-    masks = ImportantUnits(groups, device=device)
-    pruning = Pruning(model, source, resolve_target(source, dict.fromkeys(DIMENSIONS, 1)), masks, device)
-    for step, ids in enumerate(batches):
-        pruning.draw(step)
-        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-        pruning.learn(step)
-    return masks.scores()
-
-
-@torch.no_grad()
-def score_layers(model: nn.Module, batches: Sequence[Tensor]) -> Tensor:
-    """The loss of the model without each of its layers, (L,), in nats per token."""
-    layers = list(cast(Any, model).model.layers)
-    losses = []
-    for index in range(len(layers)):
-        with with_layers(model, layers[:index] + layers[index + 1 :]):
-            losses.append(sum(model(input_ids=ids, labels=ids, use_cache=False).loss.item() for ids in batches))
-    return torch.tensor(losses) / len(batches)

@@ -1,4 +1,4 @@
-"""What units are worth, once for any target: the same numbers as where a target asks for them, and kept whole."""
+"""What units are worth, once for any target: by what they carry, and kept whole."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from llmshearing.architecture.config import sheared_config
 from llmshearing.architecture.shapes import ModelShape
 from llmshearing.errors import InputError
-from llmshearing.pruning.functional import apply_targeted_pruning
-from llmshearing.pruning.scores import Scores, score
+from llmshearing.pruning.scores import Scores
+from llmshearing.pruning.scoring import score
 from llmshearing.pruning.shear import shear_state_dict
 from tests.models import FAMILIES, make_model, token_ids
 
@@ -33,23 +33,62 @@ def scores_of(family: str) -> Scores:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("target", TARGETS, ids=lambda target: "-".join(target))
-def test_units_score_as_in_a_search_for_one_target(family: str, target: dict[str, int]) -> None:
-    model = make_model(family)
-    pruning = apply_targeted_pruning(model, target, selection="importance", search_steps=len(BATCHES))
-    for step, ids in enumerate(BATCHES):
-        pruning.draw(step)
-        model(input_ids=ids, labels=ids).loss.backward()
-        pruning.learn(step)
-    found, wanted = scores_of(family), dict(pruning.masks.scores())
-    wanted.pop("num_hidden_layers", None)
-    for name, expected in wanted.items():
-        torch.testing.assert_close(found.units[name], expected, rtol=1e-3, atol=1e-6 * expected.max().item())
-    shape, masks = found.masks(target)
-    assert shape == pruning.target
-    for name, mask in masks.items():
-        if name != "num_hidden_layers":
-            assert torch.equal(mask, pruning.masks.final()[name])
+def test_a_unit_scores_the_energy_of_what_it_writes(family: str) -> None:
+    model, ids = make_model(family), BATCHES[0]
+    source, found = ModelShape.from_hf_config(model.config), score(model, BATCHES[:1])
+    layer = model.model.layers[2]
+    seen: dict[str, torch.Tensor] = {}
+    modules = {"stream": layer, "heads": layer.self_attn.o_proj, "neurons": layer.mlp.down_proj}
+    for name, module in modules.items():
+        module.register_forward_pre_hook(
+            lambda _, inputs, options, name=name: seen.update({name: (*inputs, *options.values())[0]}), with_kwargs=True
+        )
+    with torch.no_grad():
+        model(input_ids=ids)
+        for name, linear, where, number in (
+            ("num_attention_heads", modules["heads"], "heads", source.num_attention_heads),
+            ("intermediate_size", modules["neurons"], "neurons", source.intermediate_size),
+        ):
+            wanted = []
+            for unit in range(number):
+                width = linear.in_features // number
+                columns = slice(unit * width, (unit + 1) * width)
+                written = seen[where][..., columns] @ linear.weight[:, columns].T
+                wanted.append((written.square().sum(-1) / seen["stream"].square().mean(-1)).sum())
+            if name in found.units:
+                torch.testing.assert_close(found.units[name][2].flatten(), torch.stack(wanted), rtol=1e-3, atol=1e-6)
+            if name == "num_attention_heads":
+                groups = torch.stack(wanted).view(source.num_key_value_heads, -1).sum(-1)
+                torch.testing.assert_close(found.units["num_key_value_heads"][2], groups, rtol=1e-3, atol=1e-6)
+    assert not any(
+        module._forward_pre_hooks for name, module in model.named_modules() if module not in modules.values()
+    )
+
+
+def test_hidden_dimensions_score_their_part_of_the_stream() -> None:
+    model = make_model("llama3")
+    with torch.no_grad():
+        streams = [model(input_ids=ids, output_hidden_states=True).hidden_states[:-1] for ids in BATCHES]
+        final: list[torch.Tensor] = []
+        hook = model.model.norm.register_forward_pre_hook(lambda _, inputs: final.append(inputs[0]))
+        for ids in BATCHES:
+            model(input_ids=ids)
+        hook.remove()
+    squares = [x.square() / x.square().mean(-1, keepdim=True) for x in (*sum(streams, ()), *final)]
+    wanted = sum(square.flatten(0, -2).sum(0) for square in squares)
+    torch.testing.assert_close(score(model, BATCHES).units["hidden_size"], wanted, rtol=1e-4, atol=0)
+
+
+def test_the_best_of_each_group_stay() -> None:
+    scores = scores_of("llama3")
+    for target in TARGETS:
+        shape, masks = scores.masks(target)
+        assert all(getattr(shape, name) == size for name, size in target.items())
+        for name, mask in masks.items():
+            units = scores.units[name]
+            kept, dropped = units.where(mask > 0, torch.inf).amin(-1), units.where(mask == 0, -torch.inf).amax(-1)
+            assert (kept > dropped).all()
+            assert set(mask.unique().tolist()) == {0.0, 1.0}
 
 
 def test_a_layer_scores_the_loss_of_the_model_without_it() -> None:
