@@ -92,7 +92,7 @@ format: install
 # Writes requirements.lock anew from setup.py; review the change.
 lock:
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-		--custom-compile-command "make lock" --extra dev setup.py -o requirements.lock
+		--custom-compile-command "make lock" --extra dev --extra real setup.py -o requirements.lock
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -47,6 +47,7 @@ setup(
     extras_require={
         "flash": ["flash-attn>=2.7,<3"],
         "foundry": ["llm-foundry>=0.22,<0.23"],
+        "real": ["gguf>=0.17", "accelerate>=1"],  # a real pre-trained model from the package registry, see data_prep/
         "dev": [
             "hypothesis>=6.100",
             "pytest>=8",

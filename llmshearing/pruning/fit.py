@@ -8,7 +8,8 @@ closed form for whole matrices). Nothing is back-propagated: the cost is some fo
 model the layers that are at work need to be in memory, no others.
 
 The ridge pulls towards the sheared weights. A weak one leaves large weights that cancel each other, whose error is
-smaller and which do not train; so it is strong, a tenth of the mean square of the inputs.
+smaller and which do not train; so it is strong, a tenth of the mean square of the inputs. In the end the scale of what
+reads the stream moves to its norms, so that the source's learning rate suits the narrower model, see :mod:`.width`.
 
 Letters: n tokens of all sequences, t tokens of a sequence, d hidden size, V vocabulary.
 """
@@ -24,6 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llmshearing.architecture.layouts import LM_HEAD
+from llmshearing.architecture.modules import Module
 from llmshearing.errors import InputError
 from llmshearing.pruning.fit_layer import KeptStream, LayerFit, Streams, stages
 from llmshearing.pruning.gram import Gram
@@ -39,6 +42,7 @@ from llmshearing.pruning.layer_passes import (
     resumed,
 )
 from llmshearing.pruning.shear import Shears
+from llmshearing.pruning.width import hand_to_norms
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +114,7 @@ class Reconstruction:
                 for stage in stages(self.shears.source.layer):
                     layer.fit(stage, streams, self.ridge)
                 own = advance(sheared, own, settings)
+                self._keep_steps(sheared, self.shears.source.layer)
                 yield from _named(name, sheared)
             stream = after
             log.info("Fitted layer %d of %d, the source's %d.", position + 1, len(kept), index)
@@ -146,9 +151,17 @@ class Reconstruction:
             self._fit_head(source, sheared, stream[:fitted_on], own[:fitted_on])
             if held_out is not None:
                 held_out.losses["after"] = _loss(sheared, own[fitted_on:], held_out)
+            if not self.shears.source.tie_word_embeddings:
+                self._keep_steps(sheared, [LM_HEAD])
             yield from _named(NORM, sheared.get_submodule(NORM))
             if not self.shears.source.tie_word_embeddings:
                 yield from _named(HEAD, sheared.get_submodule(HEAD))
+
+    def _keep_steps(self, sheared: nn.Module, modules: Sequence[Module]) -> None:
+        """See :mod:`.width`."""
+        source, target = self.shears.source, self.shears.target
+        factor = source.hidden_size / target.hidden_size
+        hand_to_norms(sheared, modules, factor, offset=float(source.family.norm.offset))
 
     def _fit_head(self, source: Any, sheared: Any, streams: list[Tensor], own: list[Tensor]) -> None:
         """The output layer: from the sheared model's last norm to what the source's had there."""

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from llmshearing.data_prep import demo_corpus
-from llmshearing.data_prep.demo_corpus import DOMAINS, Package, Source, bible, gather, news, standard_library, wikipedia
+from llmshearing.data_prep.demo_corpus import DOMAINS, Source, bible, gather, news, standard_library, wikipedia
+from llmshearing.data_prep.packages import Package
 from llmshearing.errors import InputError
 
 DUMP = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/">
