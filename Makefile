@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 WORKERS ?= auto
 PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install demo debug test test-fast test-dist faults bench bench-convert bench-quality gpu-check lint format lock clean
+.PHONY: help install demo debug test test-fast test-dist faults bench bench-convert bench-quality bench-quality-real gpu-check lint format lock clean
 
 help:
 	@echo "make install    build $(VENV) from requirements.lock"
@@ -26,6 +26,7 @@ help:
 	@echo "make bench      the benchmarks, printed as tables"
 	@echo "make bench-convert  shearing 1.3 B parameters, 13 GB of disk; SCALE=7b for Llama-2-7B, 35 GB"
 	@echo "make bench-quality  all ways to a small model, 3 seeds: 75 minutes on 2 cores, after make demo"
+	@echo "make bench-quality-real  the same on SmolLM2-135M from the package registry: many hours, goes on where it was"
 	@echo "make gpu-check  on one GPU: exactness, FSDP, compilation, resumption, speed, memory; under 10 minutes"
 	@echo "make lint       style and types"
 	@echo "make clean      remove what the other targets made"
@@ -73,6 +74,9 @@ bench: install
 
 bench-quality: demo
 	$(BIN)/python -m benchmarks.quality
+
+bench-quality-real: install
+	$(BIN)/python -m benchmarks.quality --real
 
 bench-convert: install
 	$(BIN)/python -m benchmarks.convert --scale $(or $(SCALE),1b)

@@ -1,9 +1,10 @@
-"""The commands of README's *Shear your own model*, in their order, with a tiny model on two FSDP ranks."""
+"""The commands of README's ways to a model of your own, in their order, with a tiny model on two FSDP ranks."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -25,11 +26,11 @@ SMALLER = {
 }
 
 
-def commands() -> list[list[str]]:
-    """The shell commands of the section, made smaller."""
-    section = README.split("## Shear your own model\n")[1].split("\n## ")[0]
+def commands(title: str, smaller: Mapping[str, str]) -> list[list[str]]:
+    """The shell commands of a section, made smaller."""
+    section = README.split(f"## {title}\n")[1].split("\n## ")[0]
     blocks = re.findall(r"^```\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL)
-    return smaller_commands("".join(blocks).splitlines(), SMALLER)
+    return smaller_commands("".join(blocks).splitlines(), smaller)
 
 
 @pytest.mark.slow
@@ -61,7 +62,7 @@ def test_shear_your_own_model(forked: ForkServer, tmp_path: Path, monkeypatch: p
             "scheduler.t_warmup": "1ba",
         },
     )
-    outputs = [run_command(command, forked) for command in commands()]
+    outputs = [run_command(command, forked) for command in commands("Shear your own model", SMALLER)]
     assert sum("Dry run of " in output for output in outputs) == 1
     assert not any("not here" in output for output in outputs)  # all that the recipes name had been made by then
     assert Path("runs/mine/prune/checkpoints/latest-rank0.pt").resolve().is_dir()  # sharded
@@ -71,3 +72,40 @@ def test_shear_your_own_model(forked: ForkServer, tmp_path: Path, monkeypatch: p
     assert {key: getattr(final.config, key) for key in TARGET} == TARGET
     assert Path("runs/mine/final/tokenizer.json").exists()
     assert list(Path("runs/mine/prune").glob("*.html"))
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_the_short_way(forked: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    expected = make_model_and_text("mistral")
+    target = {"num_hidden_layers": 2, "hidden_size": 40, "intermediate_size": 48, "num_attention_heads": 4}
+    write_recipe(
+        "continue",
+        "mistral-7b-to-3b",
+        {
+            "variables.run": "runs/mine/continue",
+            "variables.sheared": "runs/mine/sheared",
+            "model.expected_config": {**expected, **target, "num_key_value_heads": 2},
+            "train_loader.dataset.proportions": {"code": 0.5, "manual": 0.5},
+            "train_loader.dataset.start": None,
+            "scheduler.t_warmup": "1ba",
+        },
+    )
+    for command in commands("Shear your own model", SMALLER)[:2]:
+        run_command(command, forked)
+    smaller = {
+        "MODEL": "model",
+        "num_hidden_layers=24": "num_hidden_layers=2",
+        "hidden_size=2560": "hidden_size=40",
+        "intermediate_size=7168": "intermediate_size=48",
+        "num_attention_heads=20": "num_attention_heads=4",
+        "num_key_value_heads=5": "num_key_value_heads=2",
+        "composer -n 8": "composer -n 2",
+    }
+    for command in commands("The short way: cut, fit, train on", smaller):
+        run_command(command, forked)
+    record = json.loads(Path("runs/mine/sheared/shearing.json").read_text())
+    assert record["fit"]["tokens"] == record["fit"]["sequences"] * 64
+    final = AutoModelForCausalLM.from_pretrained("runs/mine/final")
+    assert {key: getattr(final.config, key) for key in target} == target

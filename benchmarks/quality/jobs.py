@@ -15,12 +15,22 @@ from tqdm import tqdm
 
 from benchmarks.quality.run import run
 from benchmarks.quality.sources import Source
-from benchmarks.quality.ways import WAYS
+from benchmarks.quality.ways import WAYS, Way
 from llmshearing.fileio import write_json
 
 PRUNED = "rotated-importance"  # what budgets compare with random weights, which take longer
 BUDGETS = {"scratch": (100, 200, 400, 800), PRUNED: (100, 200, 400)}
 MIX_BUDGET = 400
+REAL_WAYS = (
+    "random",
+    "importance",
+    "rotated-importance",
+    "scored",
+    "rotated-scored",
+    "rotated-scored-fitted",
+    "rotated-scored-fitted-distilled",
+)
+REAL_BUDGETS = (100, 25, 400)
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,17 @@ def all_jobs(sources: Sequence[str], seeds: Sequence[int]) -> list[Job]:
     return jobs
 
 
+def real_jobs(sources: Sequence[str], seeds: Sequence[int]) -> list[Job]:
+    """The same on real sources: the budget of most interest first, then the seeds' first ones."""
+    return [
+        Job(source, way, seed, steps, "constant")
+        for steps in REAL_BUDGETS
+        for seed in seeds
+        for source in sources
+        for way in REAL_WAYS
+    ]
+
+
 def run_job(job: Job, source: Source, out: Path) -> None:
     """Run one job and write its result; what is printed goes to its log. Call in a process of its own."""
     log = out / "logs" / f"{job.name}.txt"
@@ -62,9 +83,20 @@ def run_job(job: Job, source: Source, out: Path) -> None:
     if job.mix == "constant":
         source = replace(source, references=None)
     with tempfile.TemporaryDirectory(prefix=f"{job.name}-") as folder:
-        rotated = str(out / "rotated" / source.name)
-        result = run(source, WAYS[job.way], job.seed, Path(folder), rotated=rotated, steps=job.steps)
+        way = WAYS[job.way]
+        rotated, scores = rotated_folder(source, out), scores_file(source, way, out)
+        result = run(source, way, job.seed, Path(folder), rotated=str(rotated), scores=scores, steps=job.steps)
     write_json(out / "runs" / f"{job.name}.json", {"job": vars(job), **result})
+
+
+def rotated_folder(source: Source, out: Path) -> Path:
+    """Where a source's model is after ``convert rotate``."""
+    return out / "rotated" / Path(source.model).name
+
+
+def scores_file(source: Source, way: Way, out: Path) -> Path:
+    """Where the scores are of what a way shears."""
+    return out / "scores" / f"{Path(source.model).name}{'-rotated' * way.rotated}.safetensors"
 
 
 def run_all(jobs: Sequence[Job], sources: Mapping[str, Source], out: Path, *, at_once: int) -> None:

@@ -21,7 +21,12 @@ Results = Sequence[Mapping[str, Any]]
 
 def write_report(results: Results, sources: Mapping[str, Source], out: Path) -> str:
     """Write ``results.md`` and ``results.png`` to ``out``; returns the former's text."""
-    parts = [compare_ways(results, source) for name, source in sources.items() if _of(results, source=name, steps=None)]
+    parts = []
+    for name, source in sources.items():
+        if _of(results, source=name, steps=None):
+            parts += [compare_ways(results, source), compare_starts(results, source, None)]
+        budgets = {run["job"]["steps"] for run in _of(results, source=name) if name != "demo"}
+        parts += [compare_starts(results, source, steps) for steps in sorted(budgets - {None})]
     curve = _of(results, source="demo", mix="constant")
     if curve:
         parts += [compare_budgets(curve), compare_mixes(results)]
@@ -44,9 +49,34 @@ def compare_ways(results: Results, source: Source) -> str:
         runs = _of(results, source=source.name, steps=None, way=name)
         if runs:
             steps = f"{runs[0]['search']} + {runs[0]['training']}"
-            sheared = "" if way.pruning is None else spread([run["sheared"] for run in runs])
+            sheared = "" if not way.shears else spread([run["sheared"] for run in runs])
             final = spread([run["final"] for run in runs])
             lines.append(f"| {way.title} | {steps} | {sheared} | {final} | {len(runs)} |")
+    return "\n".join(lines)
+
+
+def compare_starts(results: Results, source: Source, steps: int | None) -> str:
+    """Table of how losses fall after shearing, at one budget."""
+    runs = [run for run in _of(results, source=source.name, steps=steps) if run.get("curve")]
+    if not runs:
+        return f"No curve on '{source.name}'."
+    marks = sorted({int(mark) for run in runs for mark in run["curve"]})
+    lines = [
+        f"Source '{source.name}' ({source.title}), {steps or source.steps} steps of {source.batch_size} sequences, "
+        f"{runs[0]['tokens_per_parameter']:.2g} tokens per parameter of the target. Eval loss in nats per token "
+        "after so many steps in all, mean over seeds (standard deviation).",
+        "",
+        "| way | right after shearing |" + "".join(f" {mark} |" for mark in marks) + " final | seeds |",
+        "|---|---|" + "---|" * len(marks) + "---|---|",
+    ]
+    for name, way in WAYS.items():
+        own = [run for run in runs if run["job"]["way"] == name]
+        if own:
+            sheared = spread([run["sheared"] for run in own]) if way.shears else ""
+            cells = [[run["curve"][str(mark)] for run in own if str(mark) in run["curve"]] for mark in marks]
+            cells.append([run["final"] for run in own])
+            losses = " | ".join(spread(values) if values else "" for values in cells)
+            lines.append(f"| {way.title} | {sheared} | {losses} | {len(own)} |")
     return "\n".join(lines)
 
 

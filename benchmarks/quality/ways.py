@@ -13,9 +13,12 @@ class Way:
 
     Args:
         title: for tables.
-        pruning: settings of ``TargetedPruning``. ``None``: no pruning, random weights.
+        pruning: settings of ``TargetedPruning``. ``None``: no pruning run.
         stage: batches of the pruning run: a number, ``'all'``, a ``'third'`` of all, ``'search'`` (the source's), or
             ``'extra'``, half as many as all and on top of them. The sheared model is trained for those that are left.
+        scored: shear the source by scores, see :mod:`llmshearing.pruning.scoring`. Without this and without
+            ``pruning`` the model has random weights.
+        fitted: fit what is left, ``convert shear --fit``. Batches that scores and fits look at are counted.
         start: batches of choosing units by importance that come first; masks are then learned from that choice.
         untrained: what is sheared are the source's own weights, whatever the pruning run made of them.
         rotated: prune the source after ``convert rotate``.
@@ -25,10 +28,17 @@ class Way:
     title: str
     pruning: Mapping[str, Any] | None
     stage: str | int = "all"
+    scored: bool = False
+    fitted: bool = False
     start: int = 0
     untrained: bool = False
     rotated: bool = False
     distillation: Mapping[str, Any] | None = None
+
+    @property
+    def shears(self) -> bool:
+        """Whether what is trained in the end was cut out of the source."""
+        return self.scored or self.pruning is not None
 
 
 _PAPER = {"warmup": "0.2dur"}
@@ -53,5 +63,12 @@ WAYS = {
     "importance-distilled": Way("importance; distilled", _IMPORTANCE, 8, distillation=_TEACHER),
     "rotated-importance-distilled": Way(
         "rotated; importance; distilled", _IMPORTANCE, 8, rotated=True, distillation=_TEACHER
+    ),
+    "scored": Way("scored", None, scored=True),
+    "rotated-scored": Way("rotated; scored", None, scored=True, rotated=True),
+    "rotated-importance-fitted": Way("rotated; importance; fitted", _IMPORTANCE, 8, rotated=True, fitted=True),
+    "rotated-scored-fitted": Way("rotated; scored; fitted", None, scored=True, rotated=True, fitted=True),
+    "rotated-scored-fitted-distilled": Way(
+        "rotated; scored; fitted; distilled", None, scored=True, rotated=True, fitted=True, distillation=_TEACHER
     ),
 }

@@ -23,7 +23,10 @@ def from_shearing(path: str, entry: str) -> Any:
     record = read_json(path)
     value = record.get(entry) if isinstance(record, dict) else None
     if value is None:
-        raise InputError(f"'{path}' has no {entry}: the pruning run did not use a DynamicStreamingDataset.")
+        raise InputError(
+            f"'{path}' has no {entry}: no run with a DynamicStreamingDataset came before. Give proportions as "
+            "{domain: share}, and leave start out."
+        )
     return value
 
 

@@ -18,6 +18,7 @@ from llmshearing.errors import InputError
 from llmshearing.pruning.chooser import Chooser
 from llmshearing.pruning.functional import Pruning, make_chooser
 from llmshearing.pruning.monitor import check_health, report_end
+from llmshearing.pruning.scores import Scores
 from llmshearing.pruning.settings import Settings
 from llmshearing.pruning.state import current
 from llmshearing.pruning.still_weights import StillWeights, drop_gradients, forget_empty_state
@@ -50,10 +51,11 @@ class TargetedPruning(Algorithm):
         warmup: the constraint goes from the source to the target shape over this time, in batches (``'640ba'``) or
             as a share of the run (``'0.2dur'``). ``None``: 640 batches, or 0.4 of ``search``.
         selection: ``'learned'``; or, without learning, ``'importance'`` (squared gradient of each unit's mask over
-            ``search``, 8 batches if that is ``None``) or ``'random'`` (from the first batch on).
+            ``search``, 8 batches if that is ``None``), ``'scores'`` or ``'random'`` (from the first batch on).
         search: time for the choice, like ``warmup``; ``'1dur'`` leaves the training to a run on the sheared model.
         compat: ``'paper'`` (multipliers per layer) or ``'upstream'`` (as the original code: one pair per dimension).
         seed: of the masks' noise, and of the choice at random: any whole number from 0 on.
+        scores: the file of ``python -m llmshearing.score`` that chooses, with selection ``'scores'``.
 
     Raises:
         InputError: at construction or at :attr:`~composer.Event.INIT`, for a target, model or setting that cannot work.
@@ -71,8 +73,9 @@ class TargetedPruning(Algorithm):
         search: str | None = None,
         compat: str = "paper",
         seed: int = 17,
+        scores: str | None = None,
     ) -> None:
-        self.settings = Settings(target, lr, lr_schedule, betas, warmup, selection, search, compat, seed)
+        self.settings = Settings(target, lr, lr_schedule, betas, warmup, selection, search, compat, seed, scores)
         self._pruning: Pruning
         self._weights = StillWeights()
         self._chosen_after: int | None = None  # batches of search
@@ -152,6 +155,7 @@ class TargetedPruning(Algorithm):
             betas=settings.betas,
             compat=settings.compat,
             seed=settings.seed,
+            scores=None if settings.scores is None else self._scores(settings.scores, model, source),
             device=device,
         )
         self._pruning = Pruning(model, source, target, masks, device)
@@ -164,6 +168,14 @@ class TargetedPruning(Algorithm):
             target,
             target.num_parameters(),
         )
+
+    def _scores(self, path: str, model: Any, source: ModelShape) -> Mapping[str, Tensor]:
+        scores, embedding = Scores.load(path), model.get_input_embeddings().weight.detach()
+        if embedding.is_meta:  # the weights come later, to this rank or to all
+            log.warning("Whether the scores in '%s' are of this model cannot be told before it has weights.", path)
+        else:
+            scores.check_model(source, embedding, str(model.config.name_or_path or "the model"))
+        return scores.units
 
     def _resolve_times(self, state: State) -> None:
         """Times given as shares of the run need its length, which Composer knows only when fitting."""

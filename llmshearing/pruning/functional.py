@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from llmshearing.architecture.config import check_prunable
 from llmshearing.architecture.shapes import ModelShape
+from llmshearing.errors import InputError
 from llmshearing.pruning.chooser import Chooser
 from llmshearing.pruning.fold import Masks
 from llmshearing.pruning.learned import LearnedMasks
 from llmshearing.pruning.masked import MaskedModel
 from llmshearing.pruning.ranks import average_gradients
-from llmshearing.pruning.selection import ImportantUnits, RandomUnits
+from llmshearing.pruning.selection import ImportantUnits, RandomUnits, ScoredUnits
 from llmshearing.pruning.target import UnitGroup, groups_to_prune
 
 log = logging.getLogger(__name__)
@@ -99,9 +100,13 @@ def make_chooser(
     betas: tuple[float, float],
     compat: str,
     seed: int,
+    scores: Mapping[str, Tensor] | None,
     device: torch.device,
 ) -> Chooser:
     """What chooses the units of ``groups``; arguments as for :class:`~llmshearing.TargetedPruning`."""
+    if selection == "scores":
+        assert scores is not None
+        return ScoredUnits(groups, scores, device=device)
     if selection == "importance":
         return ImportantUnits(groups, device=device)
     if selection == "random":
@@ -120,6 +125,7 @@ def apply_targeted_pruning(
     search_steps: int | None = None,
     compat: str = "paper",
     seed: int = 17,
+    scores: Mapping[str, Tensor] | None = None,
     device: torch.device | None = None,
 ) -> Pruning:
     """Put masks on ``model``, in place, that a training loop of your own learns.
@@ -131,13 +137,14 @@ def apply_targeted_pruning(
     Args:
         model: a ``transformers`` causal LM of a supported family.
         target: sizes by Hugging Face config name.
-        selection: ``'learned'``, ``'importance'`` or ``'random'``.
+        selection: ``'learned'``, ``'importance'``, ``'scores'`` or ``'random'``.
         lr: learning rate of masks and multipliers.
         betas: their AdamW coefficients.
         warmup_steps: batches over which the constraint goes from the source to the target shape.
         search_steps: batches after which units are chosen; for importance, 8 if ``None``.
         compat: ``'paper'`` or ``'upstream'``.
         seed: of the masks' noise, and of the choice at random.
+        scores: of the model's units by dimension, as in :class:`~llmshearing.pruning.scores.Scores`, where they choose.
         device: where masks live; the model's if ``None``.
 
     Raises:
@@ -148,7 +155,9 @@ def apply_targeted_pruning(
     shape, groups = groups_to_prune(source, target, selection=selection)
     check_prunable(config.to_dict(), shape)
     place = device or next(model.parameters()).device
-    masks = make_chooser(groups, selection, lr=lr, betas=betas, compat=compat, seed=seed, device=place)
+    if (selection == "scores") != (scores is not None):
+        raise InputError(f"selection is '{selection}'; scores are given for 'scores', and for no other.")
+    masks = make_chooser(groups, selection, lr=lr, betas=betas, compat=compat, seed=seed, scores=scores, device=place)
     masks.warmup_steps = warmup_steps
     pruning = Pruning(model, source, shape, masks, place)
     pruning.search_steps = 8 if search_steps is None and selection == "importance" else search_steps

@@ -1,4 +1,4 @@
-"""Ways to choose units other than learning their masks: by importance and at random."""
+"""Ways to choose units other than learning their masks: by importance, by given scores, and at random."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmshearing.errors import InputError
 from llmshearing.pruning.chooser import Chooser
 from llmshearing.pruning.noise import generator
 from llmshearing.pruning.target import UnitGroup
 
-SELECTIONS = ("learned", "importance", "random")
+SELECTIONS = ("learned", "importance", "random", "scores")
 
 
 class ImportantUnits(Chooser):
@@ -61,21 +62,12 @@ class ImportantUnits(Chooser):
             score.copy_(state["scores"][name])
 
 
-class RandomUnits(Chooser):
-    """Units chosen at random at once, the same on every rank.
+class _FixedUnits(Chooser):
+    """Units by scores that are there from the beginning."""
 
-    Args:
-        groups: what is pruned.
-        seed: of the choice.
-        device: where masks live.
-    """
-
-    def __init__(self, groups: Iterable[UnitGroup], *, seed: int, device: torch.device) -> None:
+    def __init__(self, groups: Iterable[UnitGroup], scores: Mapping[str, Tensor], *, device: torch.device) -> None:
         super().__init__(groups, device=device)
-        noise = generator("units", seed)
-        self._scores = {
-            name: torch.rand(group.shape, generator=noise).to(device) for name, group in self.groups.items()
-        }
+        self._scores = {name: scores[name].to(device) for name in self.groups}
         self.decide()
 
     @property
@@ -92,5 +84,52 @@ class RandomUnits(Chooser):
         return {}
 
     def scores(self) -> Mapping[str, Tensor]:
-        """The seed's random numbers."""
+        """Those of the beginning."""
         return self._scores
+
+
+class ScoredUnits(_FixedUnits):
+    """Units by scores that are given, at once.
+
+    Args:
+        groups: what is pruned.
+        scores: by dimension, of the groups' shapes; the best of each group stay.
+        device: where masks live.
+
+    Raises:
+        InputError: a dimension has no scores, or of another shape.
+    """
+
+    def __init__(self, groups: Iterable[UnitGroup], scores: Mapping[str, Tensor], *, device: torch.device) -> None:
+        groups = list(groups)
+        for group in groups:
+            found = tuple(scores[group.dimension].shape) if group.dimension in scores else "none"
+            if found != group.shape:
+                raise InputError(f"Scores of {group.dimension} must be of shape {group.shape}; there are {found}.")
+        super().__init__(groups, scores, device=device)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`.
+
+        Raises:
+            InputError: the checkpoint's units were chosen by other scores.
+        """
+        chosen = self.final()
+        super().load_state_dict(state)
+        if not all(torch.equal(mask, chosen[name]) for name, mask in self.final().items()):
+            raise InputError("The checkpoint's units were chosen by other scores. Give those, or start anew.")
+
+
+class RandomUnits(_FixedUnits):
+    """Units chosen at random at once, the same on every rank.
+
+    Args:
+        groups: what is pruned.
+        seed: of the choice.
+        device: where masks live.
+    """
+
+    def __init__(self, groups: Iterable[UnitGroup], *, seed: int, device: torch.device) -> None:
+        groups, noise = list(groups), generator("units", seed)
+        scores: dict[str, Tensor] = {group.dimension: torch.rand(group.shape, generator=noise) for group in groups}
+        super().__init__(groups, scores, device=device)

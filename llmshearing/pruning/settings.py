@@ -38,14 +38,20 @@ class Settings:
     search: str | None
     compat: str
     seed: int
+    scores: str | None = None
 
     def __post_init__(self) -> None:
         self.target = check_target(self.target)
         for name, known in (("selection", SELECTIONS), ("compat", COMPATIBILITIES), ("lr_schedule", LR_SCHEDULES)):
             if getattr(self, name) not in known:
                 raise unknown_name(name, getattr(self, name), known)
-        if self.selection == "random" and self.search is not None:
-            raise InputError(f"search is {self.search!r}, but random units need no search. Leave it out.")
+        if self.selection in ("random", "scores") and self.search is not None:
+            raise InputError(f"search is {self.search!r}, but selection '{self.selection}' needs none. Leave it out.")
+        if (self.selection == "scores") != (self.scores is not None):
+            raise InputError(
+                f"selection is '{self.selection}' and scores is {self.scores!r}. Give the file that "
+                "`python -m llmshearing.score` wrote with selection 'scores', and with no other."
+            )
         if self.selection != "learned" and self.warmup is not None:
             raise InputError(
                 f"warmup is {self.warmup!r}, but masks are not learned by selection '{self.selection}'. Leave it out."

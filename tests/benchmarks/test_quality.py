@@ -17,14 +17,17 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from benchmarks.quality.jobs import BUDGETS, Job, all_jobs, run_all
+from benchmarks.quality.jobs import BUDGETS, REAL_BUDGETS, REAL_WAYS, Job, all_jobs, real_jobs, run_all, scores_file
 from benchmarks.quality.report import compare_budgets, compare_mixes, compare_ways, steps_for, write_report
-from benchmarks.quality.run import run
-from benchmarks.quality.sources import Source, stories, tiny
+from benchmarks.quality.run import SCORED, run
+from benchmarks.quality.sources import REAL_TARGETS, Source, stories, tiny
 from benchmarks.quality.ways import WAYS
 from llmshearing.architecture.shapes import ModelShape
 from llmshearing.convert.rotate import rotate
+from llmshearing.score import score_model
 from tests.conftest import REPOSITORY
+
+EACH_KIND = ("scratch", "search", "random", "rotated-importance-distilled", "rotated-scored-fitted")
 
 
 def result(way: str, seed: int, final: float, *, steps: int | None = None, mix: str = "dynamic") -> dict[str, Any]:
@@ -61,6 +64,28 @@ def test_the_published_tables_are_those_of_the_published_runs() -> None:
     assert compare_mixes(results) in published
 
 
+def test_a_table_shows_how_losses_fall_at_one_budget(tmp_path: Path) -> None:
+    source = Source("real", "a real one", "model", tmp_path, {}, 100, 8, 1e-3, 10, 10)
+    results = []
+    for way, start, seed in (("scored", 8.0, 1), ("scored", 9.0, 2), ("rotated-scored-fitted", 5.0, 1)):
+        run = result(way, seed, start - 4, steps=100, mix="constant")
+        run["job"]["source"] = "real"
+        curve = {"25": start - 1, "50": start - 2} if way == "scored" else {"50": start - 2}
+        results.append({**run, "sheared": start, "curve": curve, "tokens_per_parameter": 0.0035})
+    text = write_report(results, {"real": source}, tmp_path)
+    assert "100 steps of 8 sequences, 0.0035 tokens per parameter of the target" in text
+    assert "| way | right after shearing | 25 | 50 | final | seeds |" in text
+    assert "| scored | 8.500 (0.707) | 7.500 (0.707) | 6.500 (0.707) | 4.500 (0.707) | 2 |" in text
+    assert "| rotated; scored; fitted | 5.000 |  | 3.000 | 1.000 | 1 |" in text
+
+
+def test_real_sources_run_every_budget_the_one_of_most_interest_first() -> None:
+    jobs = real_jobs(list(REAL_TARGETS), [1, 2])
+    assert len({job.name for job in jobs}) == len(jobs) == 2 * 2 * len(REAL_WAYS) * len(REAL_BUDGETS)
+    assert {job.steps for job in jobs[: len(jobs) // len(REAL_BUDGETS)]} == {REAL_BUDGETS[0]}
+    assert all(WAYS[job.way].shears for job in jobs)
+
+
 def test_steps_for_a_loss_lie_between_neighbours_in_the_logarithm() -> None:
     curve = {100: 5.0, 400: 3.0}
     assert steps_for(curve, 4.0) == pytest.approx(200)
@@ -74,12 +99,27 @@ def test_every_seed_runs_every_way_on_every_source_and_every_budget() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["scratch", "search", "random", "rotated-importance-distilled"])
+@pytest.mark.parametrize(
+    "way", ["scratch", "search", "random", "rotated-importance-distilled", "rotated-scored-fitted"]
+)
 def test_every_kind_of_way_ends_in_a_loss_of_the_target_shape(shared: Path, tmp_path: Path, way: str) -> None:
     source = stories(shared, tmp_path)
     if WAYS[way].rotated:
         rotate(source.model, tmp_path / "rotated", data=source.data)
-    measured = run(source, WAYS[way], 1, tmp_path / "run", rotated=str(tmp_path / "rotated"), steps=source.search + 20)
+    scores = scores_file(source, WAYS[way], tmp_path)
+    if WAYS[way].scored:
+        score_model(str(tmp_path / "rotated"), scores, data=source.data, num_sequences=SCORED)
+    measured = run(
+        source,
+        WAYS[way],
+        1,
+        tmp_path / "run",
+        rotated=str(tmp_path / "rotated"),
+        scores=scores,
+        steps=source.search + 20,
+    )
+    if way == "rotated-scored-fitted":
+        assert measured["search"] == 2 + 5  # 32 sequences, and 64 with 16 to measure by, in batches of 16
     assert measured["search"] + measured["training"] == source.search + 20
     final = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "final").eval()
     shape = ModelShape.from_hf_config(final.config)

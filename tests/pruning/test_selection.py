@@ -255,7 +255,7 @@ def test_warm_up_is_a_share_of_the_search() -> None:
     ("settings", "message"),
     [
         ({"selection": "importnace"}, "Did you mean 'importance'"),
-        ({"selection": "random", "search": "3ba"}, "random units need no search"),
+        ({"selection": "random", "search": "3ba"}, "selection .random. needs none"),
         ({"selection": "importance", "warmup": "3ba"}, "masks are not learned by selection 'importance'"),
         ({"search": "soon"}, "search is 'soon', which is not a time"),
         ({"search": "5ba", "warmup": "5ba"}, "search must be the longer one"),
