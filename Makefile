@@ -69,6 +69,7 @@ faults: install
 bench: install
 	$(BIN)/python -m benchmarks.pruning_step
 	$(BIN)/python -m benchmarks.distillation_step
+	$(BIN)/python -m benchmarks.fit
 	$(BIN)/python -m benchmarks.streaming_speed
 	$(BIN)/python -m benchmarks.prepare
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from streaming import MDSWriter
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from llmshearing.convert.__main__ import main
-from llmshearing.convert.commands import shear
+from llmshearing.convert.choice import by_masks
+from llmshearing.convert.commands import open_checkpoint, shear
+from llmshearing.convert.fit import fit_state_dict
 from llmshearing.errors import InputError
+from tests.conftest import heed_signals
 from tests.convert.checkpoints import pruned
 from tests.models import SIZES, make_model
 
@@ -113,3 +119,43 @@ def test_text_of_padding_alone_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Activations at layer 0's .* are all zero. Take other text"):
         shear(checkpoint, tmp_path / "out", fit=data)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_killed_among_its_layers_it_leaves_nothing_for_the_next(
+    made: tuple[Path, Path], tmp_path: Path, number: signal.Signals
+) -> None:
+    checkpoint, data = made
+    command = [sys.executable, "-m", "llmshearing.convert", "shear", str(checkpoint), str(tmp_path / "out")]
+    command += ["--fit", str(data), "--fit-sequences", "40"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed_signals) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("Fitted layer 1 of"):
+                process.send_signal(number)
+        process.wait(timeout=60)
+    assert process.returncode == -number
+    if number == signal.SIGTERM:
+        assert list(tmp_path.iterdir()) == []
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert ("left by a conversion that was killed" in done.stderr) == (number == signal.SIGKILL)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    shear(checkpoint, tmp_path / "whole", fit=data, fit_sequences=40)
+    files = [tmp_path / name / "model.safetensors" for name in ("out", "whole")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_state_dict_is_fitted_like_a_checkpoint(made: tuple[Path, Path], tmp_path: Path) -> None:
+    checkpoint, data = made
+    shear(checkpoint, tmp_path / "out", fit=data, fit_sequences=40)
+    with open_checkpoint(checkpoint) as opened:
+        config, _ = opened.huggingface()
+        shears = by_masks(opened, config)
+        tensors = {name: tensor.read() for name, tensor in opened.tensors.items() if name != "lm_head.weight"}
+        if not shears.source.tie_word_embeddings:
+            tensors["lm_head.weight"] = opened.tensors["lm_head.weight"].read()
+    fitted, record = fit_state_dict(tensors, config, shears, data=data, num_sequences=40)
+    written = load_file(tmp_path / "out/model.safetensors")
+    assert fitted.keys() == written.keys()
+    assert all(torch.equal(tensor, written[name]) for name, tensor in fitted.items())
+    assert record == json.loads((tmp_path / "out/shearing.json").read_text())["fit"]
