@@ -73,6 +73,8 @@ def check(recipe: dict[str, Any], *, num_devices: int, findings: Findings) -> Ch
             target = parts.build_target(
                 model, pruning.get("target") or {}, selection=pruning.get("selection", "learned")
             )
+        with findings.collect():
+            parts.check_scores(pruning.get("scores"), source, findings)
     with findings.collect():
         teacher = parts.teacher_shape(recipe, source, tokenizer, findings)
     return Checked(duration, source, target, teacher, tokenizer, tensors)

@@ -24,6 +24,7 @@ from llmshearing.dry_run.schedule import updates_proportions
 from llmshearing.errors import InputError, one_line
 from llmshearing.models.llama import ComposerLlama
 from llmshearing.pruning.masked import MaskedModel
+from llmshearing.pruning.scores import Scores
 from llmshearing.pruning.target import groups_to_prune
 from llmshearing.registry import build
 from llmshearing.teacher import common_vocabulary, load_own_tokenizer
@@ -178,6 +179,18 @@ def _check_domains(recipe: Mapping[str, Any], loading: DynamicBatchLoading) -> N
     proportions = (recipe["train_loader"].get("dataset") or {}).get("proportions")
     if isinstance(proportions, Mapping):
         check_names("reference losses", loading.reference_losses, proportions)
+
+
+def check_scores(path: Any, source: ModelShape, findings: Findings) -> None:
+    """Read the file by which units are chosen, if there is to be one.
+
+    Raises:
+        InputError: it is not one of scores, or of a model of another shape.
+    """
+    if _absent_file(path) is not None:
+        findings.absent.append(f"scores '{path}': see python -m llmshearing.score")
+    elif isinstance(path, str) and (found := Scores.load(path).source) != source:
+        raise InputError(f"The scores in '{path}' are of a model of {found}, this one has {source}.")
 
 
 def _absent_file(value: Any) -> str | None:
