@@ -21,6 +21,8 @@ from llmshearing.fileio import write_json
 PRUNED = "rotated-importance"  # what budgets compare with random weights, which take longer
 BUDGETS = {"scratch": (100, 200, 400, 800), PRUNED: (100, 200, 400)}
 MIX_BUDGET = 400
+RATES = (2, 4, 8)
+RATED = ("rotated-scored", "rotated-scored-fitted")  # what learning rates are compared for
 REAL_WAYS = (
     "random",
     "importance",
@@ -42,12 +44,14 @@ class Job:
     seed: int
     steps: int | None = None
     mix: str = "dynamic"
+    rate: int = 1  # times the source's learning rate
 
     @property
     def name(self) -> str:
         """Of its result file."""
         steps = f"-{self.steps}" if self.steps else ""
-        return f"{self.source}{steps}-{self.mix}-{self.way}-{self.seed}"
+        rate = f"-{self.rate}x" if self.rate > 1 else ""
+        return f"{self.source}{steps}-{self.mix}-{self.way}{rate}-{self.seed}"
 
 
 def all_jobs(sources: Sequence[str], seeds: Sequence[int]) -> list[Job]:
@@ -55,6 +59,7 @@ def all_jobs(sources: Sequence[str], seeds: Sequence[int]) -> list[Job]:
     jobs = []
     for seed in seeds:
         jobs += [Job(source, way, seed) for source in sources for way in WAYS]
+        jobs += [Job(source, way, seed, rate=rate) for source in sources for way in RATED for rate in RATES]
         jobs += [Job("demo", way, seed, steps, "constant") for way, budgets in BUDGETS.items() for steps in budgets]
         jobs.append(Job("demo", PRUNED, seed, MIX_BUDGET, "dynamic"))
     return jobs
@@ -82,6 +87,7 @@ def run_job(job: Job, source: Source, out: Path) -> None:
     torch.set_num_threads(1)
     if job.mix == "constant":
         source = replace(source, references=None)
+    source = replace(source, lr=source.lr * job.rate)
     with tempfile.TemporaryDirectory(prefix=f"{job.name}-") as folder:
         way = WAYS[job.way]
         rotated, scores = rotated_folder(source, out), scores_file(source, way, out)

@@ -25,6 +25,7 @@ def write_report(results: Results, sources: Mapping[str, Source], out: Path) -> 
     for name, source in sources.items():
         if _of(results, source=name, steps=None):
             parts += [compare_ways(results, source), compare_starts(results, source, None)]
+            parts += [compare_rates(results, source)]
         budgets = {run["job"]["steps"] for run in _of(results, source=name) if name != "demo"}
         parts += [compare_starts(results, source, steps) for steps in sorted(budgets - {None})]
     curve = _of(results, source="demo", mix="constant")
@@ -78,6 +79,27 @@ def compare_starts(results: Results, source: Source, steps: int | None) -> str:
             losses = " | ".join(spread(values) if values else "" for values in cells)
             lines.append(f"| {way.title} | {sheared} | {losses} | {len(own)} |")
     return "\n".join(lines)
+
+
+def compare_rates(results: Results, source: Source) -> str:
+    """Table of final losses by learning rate."""
+    rates = sorted({_rate(run) for run in results if run["job"]["source"] == source.name})
+    lines = [
+        f"Source '{source.name}', final losses by learning rate, in multiples of {source.lr:g}, the other tables' rate.",
+        "",
+        "| way |" + "".join(f" {rate} |" for rate in rates),
+        "|---|" + "---|" * len(rates),
+    ]
+    for name, way in WAYS.items():
+        runs = [run for run in results if (run["job"]["source"], run["job"]["way"]) == (source.name, name)]
+        if any(_rate(run) > 1 for run in runs):
+            cells = [[run["final"] for run in runs if _rate(run) == rate] for rate in rates]
+            lines.append(f"| {way.title} | " + " | ".join(spread(values) if values else "" for values in cells) + " |")
+    return "\n".join(lines)
+
+
+def _rate(run: Mapping[str, Any]) -> int:
+    return run["job"].get("rate", 1)  # earlier results have none
 
 
 def compare_budgets(curve: Results) -> str:
@@ -161,4 +183,5 @@ def _by_budget(curve: Results) -> dict[str, dict[int, list[float]]]:
 
 
 def _of(results: Results, **wanted: Any) -> Results:
-    return [run for run in results if all(run["job"][key] == value for key, value in wanted.items())]
+    """Runs at the sources' own learning rates."""
+    return [run for run in results if _rate(run) == 1 and all(run["job"][key] == wanted[key] for key in wanted)]

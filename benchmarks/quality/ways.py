@@ -45,7 +45,7 @@ _PAPER = {"warmup": "0.2dur"}
 _SEARCH = {"search": "1dur"}
 _IMPORTANCE = {"selection": "importance"}
 _RANDOM = {"selection": "random"}
-_TEACHER = {"weight": 0.5, "top_k": None, "dtype": "float32"}
+_TEACHER: dict[str, Any] = {"weight": 0.5, "top_k": None, "dtype": "float32"}
 
 WAYS = {
     "scratch": Way("target shape from random weights", None),
@@ -70,5 +70,13 @@ WAYS = {
     "rotated-scored-fitted": Way("rotated; scored; fitted", None, scored=True, rotated=True, fitted=True),
     "rotated-scored-fitted-distilled": Way(
         "rotated; scored; fitted; distilled", None, scored=True, rotated=True, fitted=True, distillation=_TEACHER
+    ),
+    "rotated-scored-fitted-taught": Way(
+        "rotated; scored; fitted; the teacher alone",
+        None,
+        scored=True,
+        rotated=True,
+        fitted=True,
+        distillation={**_TEACHER, "weight": 1.0},
     ),
 }

@@ -17,7 +17,18 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from benchmarks.quality.jobs import BUDGETS, REAL_BUDGETS, REAL_WAYS, Job, all_jobs, real_jobs, run_all, scores_file
+from benchmarks.quality.jobs import (
+    BUDGETS,
+    RATED,
+    RATES,
+    REAL_BUDGETS,
+    REAL_WAYS,
+    Job,
+    all_jobs,
+    real_jobs,
+    run_all,
+    scores_file,
+)
 from benchmarks.quality.report import compare_budgets, compare_mixes, compare_ways, steps_for, write_report
 from benchmarks.quality.run import SCORED, run
 from benchmarks.quality.sources import REAL_TARGETS, Source, stories, tiny
@@ -79,6 +90,18 @@ def test_a_table_shows_how_losses_fall_at_one_budget(tmp_path: Path) -> None:
     assert "| rotated; scored; fitted | 5.000 |  | 3.000 | 1.000 | 1 |" in text
 
 
+def test_a_table_shows_what_learning_rates_come_to(tmp_path: Path) -> None:
+    source = Source("demo", "the demo's", "model", tmp_path, {}, 100, 8, 1e-3, 10, 10)
+    results = [result("scored", seed, 4.0) for seed in (1, 2)] + [result("random", 1, 5.0)]
+    fast = result("scored", 1, 3.0)
+    fast["job"]["rate"] = 4
+    text = write_report([*results, fast], {"demo": source}, tmp_path)
+    assert "multiples of 0.001, the other tables' rate.\n\n| way | 1 | 4 |\n" in text
+    assert "| scored | 4.000 (0.000) | 3.000 |" in text
+    assert "| scored | 8 + 92 | 6.000 (0.000) | 4.000 (0.000) | 2 |" in text  # the other tables are of one rate
+    assert text.count("| random units |") == 1
+
+
 def test_real_sources_run_every_budget_the_one_of_most_interest_first() -> None:
     jobs = real_jobs(list(REAL_TARGETS), [1, 2])
     assert len({job.name for job in jobs}) == len(jobs) == 2 * 2 * len(REAL_WAYS) * len(REAL_BUDGETS)
@@ -95,7 +118,11 @@ def test_steps_for_a_loss_lie_between_neighbours_in_the_logarithm() -> None:
 
 def test_every_seed_runs_every_way_on_every_source_and_every_budget() -> None:
     jobs = all_jobs(["tiny", "stories"], [1, 2])
-    assert len({job.name for job in jobs}) == len(jobs) == 2 * (2 * len(WAYS) + sum(map(len, BUDGETS.values())) + 1)
+    assert (
+        len({job.name for job in jobs})
+        == len(jobs)
+        == 2 * (2 * (len(WAYS) + len(RATED) * len(RATES)) + sum(map(len, BUDGETS.values())) + 1)
+    )
 
 
 @pytest.mark.slow
