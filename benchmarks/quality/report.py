@@ -85,7 +85,7 @@ def compare_rates(results: Results, source: Source) -> str:
     """Table of final losses by learning rate."""
     rates = sorted({_rate(run) for run in results if run["job"]["source"] == source.name})
     lines = [
-        f"Source '{source.name}', final losses by learning rate, in multiples of {source.lr:g}, the other tables' rate.",
+        f"Source '{source.name}', final losses by learning rate, in multiples of {source.lr:g}, the other tables'.",
         "",
         "| way |" + "".join(f" {rate} |" for rate in rates),
         "|---|" + "---|" * len(rates),

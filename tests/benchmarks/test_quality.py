@@ -96,7 +96,7 @@ def test_a_table_shows_what_learning_rates_come_to(tmp_path: Path) -> None:
     fast = result("scored", 1, 3.0)
     fast["job"]["rate"] = 4
     text = write_report([*results, fast], {"demo": source}, tmp_path)
-    assert "multiples of 0.001, the other tables' rate.\n\n| way | 1 | 4 |\n" in text
+    assert "multiples of 0.001, the other tables'.\n\n| way | 1 | 4 |\n" in text
     assert "| scored | 4.000 (0.000) | 3.000 |" in text
     assert "| scored | 8 + 92 | 6.000 (0.000) | 4.000 (0.000) | 2 |" in text  # the other tables are of one rate
     assert text.count("| random units |") == 1
