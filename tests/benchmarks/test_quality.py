@@ -29,7 +29,15 @@ from benchmarks.quality.jobs import (
     run_all,
     scores_file,
 )
-from benchmarks.quality.report import compare_budgets, compare_mixes, compare_ways, steps_for, write_report
+from benchmarks.quality.report import (
+    compare_budgets,
+    compare_mixes,
+    compare_rates,
+    compare_starts,
+    compare_ways,
+    steps_for,
+    write_report,
+)
 from benchmarks.quality.run import SCORED, run
 from benchmarks.quality.sources import REAL_TARGETS, Source, stories, tiny
 from benchmarks.quality.ways import WAYS
@@ -70,6 +78,10 @@ def test_the_published_tables_are_those_of_the_published_runs() -> None:
         table = compare_ways(results, source)
         assert table in published
         assert table.count("\n| ") == len(WAYS) + 1, "a way has not been run"
+        assert compare_starts(results, source, None) in published
+        rates = compare_rates(results, source)
+        assert rates in published
+        assert rates.count("\n| ") == len(RATED) + 1, "a rate has not been run"
     curve = [run for run in results if run["job"]["mix"] == "constant"]
     assert compare_budgets(curve) in published
     assert compare_mixes(results) in published
