@@ -173,6 +173,18 @@ def test_every_kind_of_way_ends_in_a_loss_of_the_target_shape(shared: Path, tmp_
 
 
 @pytest.mark.slow
+def test_a_run_in_bfloat16_comes_near_to_that_in_float32(shared: Path, tmp_path: Path) -> None:
+    source = stories(shared, tmp_path)
+    finals = []
+    for bfloat16 in (False, True):
+        folder = tmp_path / f"run-{bfloat16}"
+        measured = run(replace(source, bfloat16=bfloat16), WAYS["random"], 1, folder, rotated="", steps=101)
+        assert measured["curve"]["100"] == pytest.approx(measured["final"], abs=0.05)  # of the model that is saved
+        finals.append(measured["final"])
+    assert finals[1] == pytest.approx(finals[0], abs=0.05)
+
+
+@pytest.mark.slow
 def test_a_run_that_fails_is_named_and_those_that_ended_are_kept(shared: Path, tmp_path: Path) -> None:
     source = stories(shared, tmp_path)
     sources = {"stories": source, "lost": replace(source, name="lost", model=str(tmp_path / "nowhere"))}
