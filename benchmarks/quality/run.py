@@ -28,6 +28,7 @@ from llmshearing.data.prepared import batches, open_split
 from llmshearing.pruning.learned import LearnedMasks
 from llmshearing.pruning.target import resolve_target
 from llmshearing.reference_loss.evaluate import evaluate, sum_of_losses
+from llmshearing.train import cpu_autocast
 
 FINAL_LR = 0.1  # of the peak
 SCORED, FITTED = 32, 64  # sequences
@@ -199,9 +200,7 @@ def _train(
         cast(LearnedMasks, cast(TargetedPruning, pruning).masks).log_alpha[name].data[chosen == 0] = 0.0
     untrained = {name: weight.clone() for name, weight in model.state_dict().items()} if way.untrained else None
     try:
-        # Composer's own precisions do nothing on a CPU, where bfloat16 is three times as fast as float32. Without the
-        # cache, which is emptied where the block ends only: all batches would see the weights of the first.
-        with torch.autocast("cpu", torch.bfloat16, enabled=source.bfloat16 and not gpu, cache_enabled=False):
+        with cpu_autocast("amp_bf16" if source.bfloat16 else "fp32", trainer.state.device.name):
             trainer.fit()
         if pruning is not None and untrained is not None:
             pruning.masks.decide()
