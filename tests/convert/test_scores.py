@@ -108,7 +108,7 @@ def test_a_dense_checkpoint_is_sheared_by_the_scores_of_its_export(made: Path, t
 
 def test_what_does_not_go_together_is_refused(made: Path, checkpoint: Path, tmp_path: Path) -> None:
     model, scores, out = made / "model", made / "scores.safetensors", tmp_path / "out"
-    with pytest.raises(InputError, match=r"holds no masks.* Give --scores and --target"):
+    with pytest.raises(InputError, match=r"holds no masks.* give --scores and --target"):
         shear(model, out)
     with pytest.raises(InputError, match="give both --scores and --target"):
         shear(model, out, scores=scores)
