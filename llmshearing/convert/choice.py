@@ -31,8 +31,8 @@ def by_masks(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Shears:
     pruning = checkpoint.algorithm(ALGORITHM)
     if pruning is None:
         raise InputError(
-            f"'{path}' holds no masks: it is not a pruning checkpoint. Use `export` for a dense model, or give --scores "
-            "and --target to shear it."
+            f"'{path}' holds no masks: it is not a pruning checkpoint. Use `export` for a dense model, or give "
+            "--scores and --target to shear it."
         )
     try:
         source, target = ModelShape.from_dict(pruning["source"]), ModelShape.from_dict(pruning["target"])
