@@ -95,16 +95,17 @@ class Reconstruction:
         """
         others = [] if held_out is None else list(held_out.batches)
         self._check(batches, others)
-        stream = [first_input(self.source, ids) for ids in (*batches, *others)]
-        own = [first_input(self.sheared, ids) for ids in (*batches, *others)]
-        unfitted = own[len(batches) :]
+        with self.source.held(EMBEDDING):
+            stream = [first_input(self.source.model, ids) for ids in (*batches, *others)]
         with self.sheared.held(EMBEDDING) as embedding:
+            own = [first_input(self.sheared.model, ids) for ids in (*batches, *others)]
             yield from _named(EMBEDDING, embedding)
+        unfitted = own[len(batches) :]
         kept = self.shears.layers
         stream = self._pass(stream, range(kept[0]))
         for position, index in enumerate(kept):
             stop = kept[position + 1] if position + 1 < len(kept) else self.shears.source.num_hidden_layers
-            settings = layer_settings(self.source, index, stream[0])
+            settings = layer_settings(self.source.model, index, stream[0])
             after = self._pass(stream, range(index, stop))
             streams = [Streams(*batch) for batch in zip(stream, after, own, strict=True)][: len(batches)]
             name = layer_name(position)
@@ -133,7 +134,7 @@ class Reconstruction:
     def _pass(self, stream: list[Tensor], layers: range) -> list[Tensor]:
         """The source's stream behind some of its layers."""
         for index in layers:
-            settings = layer_settings(self.source, index, stream[0])
+            settings = layer_settings(self.source.model, index, stream[0])
             with self.source.held(layer_name(index)) as layer:
                 stream = advance(layer, stream, settings)
         return stream

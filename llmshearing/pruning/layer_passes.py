@@ -44,16 +44,15 @@ def layer_name(index: int) -> str:
     return f"model.layers.{index}"
 
 
-def first_input(parts: Parts, ids: Tensor) -> Tensor:
+def first_input(model: nn.Module, ids: Tensor) -> Tensor:
     """The residual stream in front of the first layer, (sequences, t, d)."""
-    with parts.held(EMBEDDING):
-        inputs, options = _call_of_layer(parts.model, 0, input_ids=ids)
+    inputs, options = _call_of_layer(model, 0, input_ids=ids)
     return inputs[0] if inputs else options["hidden_states"]
 
 
-def layer_settings(parts: Parts, index: int, stream: Tensor) -> dict[str, Any]:
+def layer_settings(model: nn.Module, index: int, stream: Tensor) -> dict[str, Any]:
     """What a layer is called with besides the stream (sequences, t, d): positions, masks."""
-    _, options = _call_of_layer(parts.model, index, inputs_embeds=torch.zeros_like(stream))
+    _, options = _call_of_layer(model, index, inputs_embeds=torch.zeros_like(stream))
     return {name: value for name, value in options.items() if name != "hidden_states"}
 
 

@@ -27,7 +27,7 @@ from llmshearing.architecture.axes import HEADS, HIDDEN, INTERMEDIATE, KV_HEADS,
 from llmshearing.architecture.layouts import FINAL_NORM
 from llmshearing.architecture.shapes import ModelShape
 from llmshearing.errors import InputError
-from llmshearing.pruning.layer_passes import InMemory, advance, first_input, layer_settings, resumed
+from llmshearing.pruning.layer_passes import advance, first_input, layer_settings, resumed
 from llmshearing.pruning.scores import Scores, all_groups, mark_of
 
 
@@ -65,9 +65,9 @@ def losses_without_layers(model: nn.Module, batches: Sequence[Tensor]) -> Tensor
 
     What is in front of a layer is run once for all that come later, which halves the work.
     """
-    parts, layers = InMemory(model), list(cast(Any, model).model.layers)
-    stream = [first_input(parts, ids) for ids in batches]
-    settings = [layer_settings(parts, index, stream[0]) for index in range(len(layers))]
+    layers = list(cast(Any, model).model.layers)
+    stream = [first_input(model, ids) for ids in batches]
+    settings = [layer_settings(model, index, stream[0]) for index in range(len(layers))]
     losses = []
     for index, layer in enumerate(layers):
         without = stream
