@@ -25,7 +25,7 @@ help:
 	@echo "make faults     kill real work at 200 random moments, run it again, compare: about 40 minutes"
 	@echo "make bench      the benchmarks, printed as tables"
 	@echo "make bench-convert  shearing 1.3 B parameters, 13 GB of disk; SCALE=7b for Llama-2-7B, 35 GB"
-	@echo "make bench-quality  all ways to a small model, 3 seeds: 75 minutes on 2 cores, after make demo"
+	@echo "make bench-quality  all ways to a small model, 3 seeds: two hours on 2 cores, after make demo"
 	@echo "make bench-quality-real  the same on SmolLM2-135M from the package registry: many hours, goes on where it was"
 	@echo "make gpu-check  on one GPU: exactness, FSDP, compilation, resumption, speed, memory; under 10 minutes"
 	@echo "make lint       style and types"

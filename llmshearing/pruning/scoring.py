@@ -10,7 +10,7 @@ neuron, head        the energy of what it writes to the residual stream, next to
 
 After a turn to principal components (:mod:`.rotation`) the hidden dimensions so chosen are the strongest directions. A
 squared gradient instead orders the many weak ones by noise: it costs 0.6 nats on SmolLM2-135M right after shearing, and
-layers chosen by it another nat (docs/results.md).
+layers chosen by it another nat (probes, one seed).
 
 Letters: n tokens, L layers, d hidden size, I intermediate size, H heads, k head size.
 """
