@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from llmshearing.architecture.support import recipes_by_family, support_matrix
 
 if __name__ == "__main__":
-    print(support_matrix(recipes_by_family(Path("yamls/prune"))))
+    sys.stdout.write(support_matrix(recipes_by_family(Path("yamls/prune"))) + "\n")
