@@ -38,8 +38,9 @@ def score_model(
     import torch  # which takes seconds, as the rest does
 
     from llmshearing.architecture.shapes import ModelShape
-    from llmshearing.data.prepared import in_turns
+    from llmshearing.data.prepared import rows_in_turns
     from llmshearing.models.config import read_config
+    from llmshearing.models.loading import default_device
     from llmshearing.models.pretrained import load_pretrained
     from llmshearing.pruning.scoring import score
 
@@ -48,12 +49,10 @@ def score_model(
     check_file_can_be_written(out)
     config = read_config(model_name)
     size, longest = ModelShape.from_hf_config(config).vocab_size, config.max_position_embeddings
-    taken = list(in_turns(data, num_sequences, vocab_size=size, longest=longest))
-    if len({ids.shape[1] for ids in taken}) != 1:
-        raise InputError(f"'{data}' holds no sequences, or of several lengths. Prepare it with one --seq-len.")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    taken = rows_in_turns(data, num_sequences, vocab_size=size, longest=longest)
+    device = default_device()
     model: Any = load_pretrained(model_name, dtype=getattr(torch, dtype)).to(device).eval()  # type: ignore[arg-type]
-    batches = torch.cat(taken).to(device).split(math.gcd(len(taken), _AT_ONCE))
+    batches = taken.to(device).split(math.gcd(len(taken), _AT_ONCE))
     score(model, batches).save(out)
     log.info("Scored '%s' on %d sequences: '%s'.", model_name, len(taken), out)
 

@@ -27,7 +27,7 @@ from llmshearing.data.loaders import build_dynamic_streaming_dataloader
 from llmshearing.data.prepared import batches, open_split
 from llmshearing.pruning.learned import LearnedMasks
 from llmshearing.pruning.target import resolve_target
-from llmshearing.reference_loss.evaluate import evaluate, sum_of_losses
+from llmshearing.reference_loss.evaluate import evaluate, mean_loss
 from llmshearing.train import cpu_autocast
 
 FINAL_LR = 0.1  # of the peak
@@ -124,12 +124,10 @@ class Curve(Callback):
         if batch not in MARKS:
             return
         model = cast(Any, state.model).model.eval()
-        means = []
-        for dataset in open_split(self._source.data, "eval").values():
-            sums = [sum_of_losses(model, ids.to(model.device)) for ids in batches(dataset, 16)]
-            means.append(sum(total for total, _ in sums) / sum(count for _, count in sums))
+        domains = open_split(self._source.data, "eval").values()
+        losses = [mean_loss(model, (ids.to(model.device) for ids in batches(domain, 16))) for domain in domains]
         model.train()
-        self.losses[str(batch)] = statistics.mean(means)
+        self.losses[str(batch)] = statistics.mean(losses)
 
 
 def _tokens_per_parameter(source: Source, steps: int) -> float:

@@ -8,12 +8,12 @@ from typing import Any
 
 from llmshearing.architecture.axes import DIMENSIONS
 from llmshearing.architecture.config import check_prunable
+from llmshearing.architecture.layouts import EMBEDDING
 from llmshearing.architecture.shapes import ModelShape
 from llmshearing.convert.checkpoint import Checkpoint
-from llmshearing.convert.layout import shape_of_config
-from llmshearing.convert.stored import StoredTensor
+from llmshearing.convert.layout import select, shape_of_config
 from llmshearing.errors import InputError
-from llmshearing.pruning.scores import Scores
+from llmshearing.pruning.scores import NUM_MARKS, Scores
 from llmshearing.pruning.shear import Shears
 from llmshearing.pruning.state import masks_to_shear
 from llmshearing.pruning.target import resolve_target, unit_groups
@@ -60,14 +60,9 @@ def by_scores(
     if checkpoint.algorithm(ALGORITHM) is not None:
         raise InputError(f"'{checkpoint.path}' has masks of its own. Leave --scores and --target out to shear by them.")
     source, found = shape_of_config(config, checkpoint.path), Scores.load(scores)
-    embedding = checkpoint.tensors.get("model.embed_tokens.weight")
-    if embedding is None:
-        raise InputError(f"'{checkpoint.path}' lacks model.embed_tokens.weight.")
-    found.check_model(source, _first_rows(embedding), str(checkpoint.path))
+    embedding = select(checkpoint.tensors, source, checkpoint.path)[f"{EMBEDDING.name}.weight"]
+    rows = next(embedding.parts(-(-NUM_MARKS // source.hidden_size)))
+    found.check_model(source, rows, str(checkpoint.path))
     shape, masks = found.masks(target)
     check_prunable(config, shape)
     return Shears(masks, source, shape)
-
-
-def _first_rows(tensor: StoredTensor) -> Any:
-    return next(tensor.parts(1 + 256 * tensor.dtype.itemsize // tensor.row_bytes))

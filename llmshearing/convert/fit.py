@@ -17,8 +17,10 @@ from transformers import AutoConfig
 from llmshearing.architecture.config import sheared_config
 from llmshearing.convert.stored import StoredTensor
 from llmshearing.convert.weight_files import Entry
-from llmshearing.data.prepared import in_turns
+from llmshearing.data.prepared import rows_in_turns
 from llmshearing.errors import InputError
+from llmshearing.models.config import one_line
+from llmshearing.models.loading import default_device
 from llmshearing.models.streamed import StreamedModel
 from llmshearing.pruning.fit import HeldOut, Reconstruction
 from llmshearing.pruning.shear import Shears, shear_state_dict
@@ -59,7 +61,7 @@ class Fit:
     ) -> None:
         large = _config(config)
         small = _config(sheared_config(large.to_dict(), shears.target, shears.layers))
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = default_device()
         fitted_on, others = _sequences(data, num_sequences, shears.source.vocab_size, large.max_position_embeddings)
         at_once = math.gcd(len(fitted_on), len(others), _AT_ONCE)
         self._held_out = HeldOut(others.to(device).split(at_once), sum_of_losses)
@@ -181,7 +183,7 @@ def _config(values: Mapping[str, Any]) -> Any:
     try:
         made = cast(Any, AutoConfig.for_model(**values))
     except Exception as error:  # what a value is wrong for decides what it raises
-        raise InputError(f"No model can be made of the checkpoint's config: {error}") from error
+        raise InputError(f"No model can be made of the checkpoint's config: {one_line(error)}") from error
     made.use_cache = False
     return made
 
@@ -191,11 +193,8 @@ def _sequences(data: str | Path, number: int, vocab_size: int, longest: int) -> 
     if number < 2:
         raise InputError(f"The number of sequences to fit on is {number}; it must be at least 2.")
     wanted = number + -(-number // (_HELD_OUT - 1))
-    taken = list(in_turns(data, wanted, vocab_size=vocab_size, longest=longest))
-    if len({ids.shape[1] for ids in taken}) > 1:
-        raise InputError(f"'{data}' holds sequences of several lengths. Prepare every domain with one --seq-len.")
-    others = taken[_HELD_OUT - 1 :: _HELD_OUT]
-    if not others:
+    taken = rows_in_turns(data, wanted, vocab_size=vocab_size, longest=longest)
+    if len(taken) < _HELD_OUT:
         raise InputError(f"'{data}' holds {len(taken)} sequences; a fit needs at least {_HELD_OUT}.")
-    fitted_on = [ids for place, ids in enumerate(taken) if place % _HELD_OUT != _HELD_OUT - 1]
-    return torch.cat(fitted_on), torch.cat(others)
+    held_out = torch.arange(len(taken)) % _HELD_OUT == _HELD_OUT - 1
+    return taken[~held_out], taken[held_out]

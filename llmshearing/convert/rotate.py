@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer
 
 from llmshearing.architecture.shapes import ModelShape
 from llmshearing.convert.output import check_output, output_folder
@@ -15,9 +15,10 @@ from llmshearing.data.prepared import in_turns
 from llmshearing.errors import InputError
 from llmshearing.models.config import one_line, read_config
 from llmshearing.models.hub import hub_options
+from llmshearing.models.loading import default_device
 from llmshearing.models.pretrained import load_pretrained
 from llmshearing.pruning.rotation import check_rotates, residual_moments, rotate_model, turn_to_principal_components
-from llmshearing.reference_loss.evaluate import sum_of_losses
+from llmshearing.reference_loss.evaluate import mean_loss
 
 log = logging.getLogger(__name__)
 
@@ -62,13 +63,13 @@ def rotate(
     )
     if not calibration:
         raise InputError(f"'{data}' holds no sequences. Prepare the data again.")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     model = load_pretrained(model_name, dtype=dtype).to(device).eval()  # type: ignore[arg-type]
     sequences = [ids.to(device) for ids in calibration]
-    before = _mean_loss(model, sequences)
+    before = mean_loss(model, sequences)
     tied_norm = model.model.norm.weight.detach() if shape.tie_word_embeddings else None
     rotate_model(model, turn_to_principal_components(residual_moments(model, sequences, shape), tied_norm), shape)
-    after = _mean_loss(model, sequences)
+    after = mean_loss(model, sequences)
     message = "Loss on %d sequences: %.4f nats before, %.4f after turning to principal components."
     log.info(message, len(sequences), before, after)
     if not (math.isfinite(before) and math.isfinite(after)):
@@ -89,8 +90,3 @@ def _copy_tokenizer(model_name: str, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
     except Exception as error:  # the Rust library raises no OSError where the disk is full
         raise OSError(one_line(error)) from error
-
-
-def _mean_loss(model: PreTrainedModel, sequences: list[torch.Tensor]) -> float:
-    sums = [sum_of_losses(model, ids) for ids in sequences]
-    return sum(total for total, _ in sums) / sum(count for _, count in sums)

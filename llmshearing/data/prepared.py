@@ -71,6 +71,20 @@ def batches(dataset: DomainDataset, batch_size: int) -> Iterator[torch.Tensor]:
         yield torch.stack([dataset[row]["input_ids"] for row in rows])
 
 
+def rows_in_turns(data: str | Path, number: int, *, vocab_size: int, longest: int) -> torch.Tensor:
+    """What :func:`in_turns` gives, as one tensor (sequences, length).
+
+    Raises:
+        InputError: as there; or there is none, or they are of several lengths.
+    """
+    taken = list(in_turns(data, number, vocab_size=vocab_size, longest=longest))
+    if not taken:
+        raise InputError(f"'{data}' holds no sequences. Prepare the data again.")
+    if len({ids.shape[1] for ids in taken}) > 1:
+        raise InputError(f"'{data}' holds sequences of several lengths. Prepare every domain with one --seq-len.")
+    return torch.cat(taken)
+
+
 def in_turns(data: str | Path, number: int, *, vocab_size: int, longest: int) -> Iterator[torch.Tensor]:
     """Sequences of every domain in turn, one at a time, (1, length), for calibration.
 

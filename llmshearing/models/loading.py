@@ -17,6 +17,11 @@ from llmshearing.models.hub import hub_options
 DTYPE = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
 
 
+def default_device() -> torch.device:
+    """The GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def load_reporting(name: str, *, dtype: torch.dtype, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
     """A causal LM from a folder or the hub, and what ``transformers`` reports of its keys.
 

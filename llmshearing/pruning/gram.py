@@ -17,7 +17,6 @@ class Gram:
     def __init__(self) -> None:
         self.inputs: Tensor | None = None  # (i, i)
         self.products: Tensor | None = None  # (i, o)
-        self.count = 0
 
     def add(self, x: Tensor, y: Tensor, weights: Tensor | None = None) -> None:
         """Count a batch: ``x`` (n, i), ``y`` (n, o), ``weights`` (n, 1) of the squared errors' roots."""
@@ -27,7 +26,6 @@ class Gram:
         inputs, products = x.T @ x, x.T @ y
         self.inputs = inputs if self.inputs is None else self.inputs.add_(inputs)
         self.products = products if self.products is None else self.products.add_(products)
-        self.count += len(x)
 
     def solve(self, weight: Tensor, ridge: float, name: str) -> Tensor:
         """The map (o, i) of least squared error with ``ridge`` towards ``weight`` (o, i), in its dtype.

@@ -12,7 +12,9 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-EMBEDDING, NORM, HEAD = "model.embed_tokens", "model.norm", "lm_head"
+from llmshearing.architecture import layouts
+
+EMBEDDING, NORM, HEAD = layouts.EMBEDDING.name, layouts.FINAL_NORM.name, layouts.LM_HEAD.name
 
 
 class Parts(Protocol):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -16,12 +17,11 @@ from llmshearing.architecture.axes import DIMENSIONS
 from llmshearing.architecture.shapes import ModelShape
 from llmshearing.errors import InputError
 from llmshearing.fileio import new_file
-from llmshearing.pruning.chooser import log_ties
-from llmshearing.pruning.hard_concrete import deterministic
+from llmshearing.pruning.selection import ScoredUnits
 from llmshearing.pruning.target import UnitGroup, groups_to_prune, resolve_target, unit_groups
 
 _FORMAT = "1"
-_MARK, _MARKS = "embeddings", 256
+_MARK, NUM_MARKS = "embeddings", 256
 _NEAR = 0.05  # a share of the marks' size: weights may be of another dtype, but not of another model
 
 
@@ -46,12 +46,7 @@ class Scores:
             InputError: a target that cannot be reached.
         """
         shape, groups = groups_to_prune(self.source, target, selection="scores")
-        return shape, {group.dimension: self._mask(group) for group in groups}
-
-    def _mask(self, group: UnitGroup) -> Tensor:
-        score = self.units[group.dimension]
-        log_ties(group, score)
-        return (deterministic(score, group.num_kept) > 0).float()
+        return shape, ScoredUnits(groups, self.units, device=torch.device("cpu")).final()
 
     def check_model(self, source: ModelShape, embedding: Tensor, name: str) -> None:
         """Refuse another model than that which was scored.
@@ -110,4 +105,4 @@ def all_groups(source: ModelShape) -> list[UnitGroup]:
 
 def mark_of(embedding: Tensor) -> Tensor:
     """The first values of the embeddings, float32."""
-    return embedding.flatten()[:_MARKS].float().cpu()
+    return embedding.flatten()[:NUM_MARKS].float().cpu()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from llmshearing.data.prepared import batches, open_split
 from llmshearing.errors import InputError
 from llmshearing.models.hub import hub_options
-from llmshearing.models.loading import load_reporting
+from llmshearing.models.loading import default_device, load_reporting
 from llmshearing.reference_loss.fit import UNIT
 
 
@@ -33,6 +33,12 @@ def sum_of_losses(model: PreTrainedModel, input_ids: torch.Tensor) -> tuple[floa
         for row, ids in zip(logits, input_ids, strict=True)
     )
     return total, input_ids[:, 1:].numel()
+
+
+def mean_loss(model: PreTrainedModel, sequences: Iterable[torch.Tensor]) -> float:
+    """Over batches of token ids, in nats per predicted token."""
+    sums = [sum_of_losses(model, ids) for ids in sequences]
+    return sum(total for total, _ in sums) / sum(count for _, count in sums)
 
 
 @contextmanager
@@ -96,7 +102,7 @@ def evaluate(
     domains = open_split(data, "eval", cache=cache, vocab_size=config.vocab_size)
     for domain, dataset in domains.items():  # before the weights are read
         _check_length(config, dataset.seq_len, domain)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     dtype = dtype or ("bfloat16" if device.type == "cuda" else "float32")
     model = load_model(model_name, whole_config, dtype=getattr(torch, dtype), device=device)
     sums, tokens = dict.fromkeys(domains, 0.0), dict.fromkeys(domains, 0)
