@@ -62,7 +62,7 @@ class Fit:
         large = _config(config)
         small = _config(sheared_config(large.to_dict(), shears.target, shears.layers))
         device = default_device()
-        fitted_on, others = _sequences(data, num_sequences, shears.source.vocab_size, large.max_position_embeddings)
+        fitted_on, others = rows_to_fit_on(data, num_sequences, shears.source.vocab_size, large.max_position_embeddings)
         at_once = math.gcd(len(fitted_on), len(others), _AT_ONCE)
         self._held_out = HeldOut(others.to(device).split(at_once), sum_of_losses)
         self._num_tokens, self._num_sequences = fitted_on.numel(), len(fitted_on)
@@ -188,7 +188,7 @@ def _config(values: Mapping[str, Any]) -> Any:
     return made
 
 
-def _sequences(data: str | Path, number: int, vocab_size: int, longest: int) -> tuple[Tensor, Tensor]:
+def rows_to_fit_on(data: str | Path, number: int, vocab_size: int, longest: int) -> tuple[Tensor, Tensor]:
     """What to fit on, and what to measure by: token ids, (sequences, t)."""
     if number < 2:
         raise InputError(f"The number of sequences to fit on is {number}; it must be at least 2.")
@@ -196,5 +196,7 @@ def _sequences(data: str | Path, number: int, vocab_size: int, longest: int) -> 
     taken = rows_in_turns(data, wanted, vocab_size=vocab_size, longest=longest)
     if len(taken) < _HELD_OUT:
         raise InputError(f"'{data}' holds {len(taken)} sequences; a fit needs at least {_HELD_OUT}.")
-    held_out = torch.arange(len(taken)) % _HELD_OUT == _HELD_OUT - 1
-    return taken[~held_out], taken[held_out]
+    # By lot: every fifth would be all of one domain, if there are five.
+    order = torch.randperm(len(taken), generator=torch.Generator().manual_seed(0))
+    others, fitted_on = order.split([len(taken) // _HELD_OUT, len(taken) - len(taken) // _HELD_OUT])
+    return taken[fitted_on.sort().values], taken[others.sort().values]

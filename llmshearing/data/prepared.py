@@ -88,6 +88,8 @@ def rows_in_turns(data: str | Path, number: int, *, vocab_size: int, longest: in
 def in_turns(data: str | Path, number: int, *, vocab_size: int, longest: int) -> Iterator[torch.Tensor]:
     """Sequences of every domain in turn, one at a time, (1, length), for calibration.
 
+    They lie as far from each other as they can: neighbours are often of one document, and say little more than one.
+
     Args:
         data: as for :func:`open_split`, whose train split is read.
         number: how many at most.
@@ -100,8 +102,7 @@ def in_turns(data: str | Path, number: int, *, vocab_size: int, longest: int) ->
     domains = open_split(data, "train", vocab_size=vocab_size)
     number = min(number, sys.maxsize)
     each = -(-number // len(domains))
-    streams = [itertools.islice(batches(dataset, 1), each) for dataset in domains.values()]
-    turns = itertools.chain.from_iterable(itertools.zip_longest(*streams))
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*(_spread(d, each) for d in domains.values())))
     for ids in itertools.islice((ids for ids in turns if ids is not None), number):
         if not 2 <= ids.shape[1] <= longest:
             raise InputError(
@@ -109,3 +110,10 @@ def in_turns(data: str | Path, number: int, *, vocab_size: int, longest: int) ->
                 f"data with --seq-len {longest}."
             )
         yield ids
+
+
+def _spread(dataset: DomainDataset, number: int) -> Iterator[torch.Tensor]:
+    """That many sequences, or all there are, at equal distances."""
+    length = len(dataset)
+    number = min(number, length)
+    return (dataset[(2 * place + 1) * length // (2 * number)]["input_ids"].unsqueeze(0) for place in range(number))

@@ -113,8 +113,12 @@ class LayerFit:
         there = batch.own if first else self._tap(self._sheared, [feeding], batch.own)[feeding][0]
         factor = getattr(self._sheared, "residual_multiplier", 1.0)
         y = ((wanted - there) / factor).flatten(0, -2)
-        # A few tokens of a trained model are hundreds of times larger than the rest: each counts by its own size.
-        return self._with_ones(stage, x), y, wanted.flatten(0, -2).double().pow(2).mean(-1, keepdim=True).rsqrt()
+        # The first token of a sequence is hundreds of times larger than the rest in a trained model, an attention sink.
+        # So each token counts by its size, or by the sheared model's: where that makes a sink of another token, one
+        # error would outweigh all else, and the neurons that make the sink would be fitted away.
+        unfitted = there + factor * self._sheared.get_submodule(module.name)(x)
+        size = (wanted.double().square() + unfitted.double().square()).mean(-1, keepdim=True).flatten(0, -2)
+        return self._with_ones(stage, x), y, size.rsqrt()
 
     def _tap(self, layer: nn.Module, names: Sequence[str], x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         return tap(layer, names, x, self._settings)

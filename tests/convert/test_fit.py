@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from llmshearing.convert.__main__ import main
 from llmshearing.convert.choice import by_masks
 from llmshearing.convert.commands import open_checkpoint, shear
-from llmshearing.convert.fit import fit_state_dict
+from llmshearing.convert.fit import fit_state_dict, rows_to_fit_on
 from llmshearing.errors import InputError
 from tests.conftest import heed_signals
 from tests.convert.checkpoints import pruned
@@ -119,6 +119,28 @@ def test_text_of_padding_alone_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Activations at layer 0's .* are all zero. Take other text"):
         shear(checkpoint, tmp_path / "out", fit=data)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("num_domains", [1, 3, 5, 10])
+def test_what_is_fitted_on_and_what_is_held_out_are_from_everywhere(tmp_path: Path, num_domains: int) -> None:
+    number = 400
+    for domain in range(num_domains):
+        with MDSWriter(out=str(tmp_path / f"train/{domain}"), columns={"tokens": "ndarray:uint16:2"}) as writer:
+            for row in range(number):
+                writer.write({"tokens": np.array([domain, row], np.uint16)})
+    fitted_on, others = rows_to_fit_on(tmp_path, 80, number, 8)
+    assert (len(fitted_on), len(others)) == (80, 20)
+    assert not {tuple(row) for row in fitted_on.tolist()} & {tuple(row) for row in others.tolist()}
+    domains = torch.bincount(fitted_on[:, 0], minlength=num_domains)
+    assert domains.min() > 0.7 * 80 / num_domains
+    assert len(others[:, 0].unique()) > num_domains / 2
+    for domain in range(num_domains):
+        places = torch.cat([fitted_on, others])
+        places = places[places[:, 0] == domain, 1].sort().values
+        distances = places.diff()
+        assert places[0] < distances.max()
+        assert places[-1] >= number - 2 * distances.max()
+        assert distances.max() - distances.min() <= 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

@@ -48,7 +48,7 @@ def test_it_is_the_one_in_memory_with_a_layer_of_each_model_at_a_time(family: st
     ids = held_out.batches[0]
     with torch.no_grad():
         losses = {"source": sum_of_losses(model, ids), "before": sum_of_losses(small, ids)}
-        for _ in Reconstruction(InMemory(model), InMemory(small), shears).fit(BATCHES):
+        for _ in Reconstruction(InMemory(model), InMemory(small), shears).fit(BATCHES, HeldOut([ids], sum_of_losses)):
             pass
         losses["after"] = sum_of_losses(small, ids)
     own = dict(small.named_parameters())
