@@ -50,6 +50,16 @@ def _loading(name: str) -> Iterator[None]:
         raise InputError(f"Cannot load '{name}' as a Hugging Face causal language model: {reason}") from error
 
 
+def causal_config(name: str) -> PretrainedConfig:
+    """The config of a causal LM of any family.
+
+    Raises:
+        InputError: there is none that can be read.
+    """
+    with _loading(name):
+        return AutoConfig.from_pretrained(name, trust_remote_code=False, **hub_options(name))
+
+
 def load_model(name: str, config: PretrainedConfig, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """Load a causal LM from a folder or the hub, in eval mode.
 
@@ -96,12 +106,11 @@ def evaluate(
     """
     if batch_size < 1:
         raise InputError(f"--batch-size must be at least 1, not {batch_size}.")
-    with _loading(model_name):
-        whole_config = AutoConfig.from_pretrained(model_name, trust_remote_code=False, **hub_options(model_name))
-        config = whole_config.get_text_config()  # of a model that also reads pictures, say
+    whole_config = causal_config(model_name)
+    config = whole_config.get_text_config()  # of a model that also reads pictures, say
     domains = open_split(data, "eval", cache=cache, vocab_size=config.vocab_size)
     for domain, dataset in domains.items():  # before the weights are read
-        _check_length(config, dataset.seq_len, domain)
+        check_length(config, dataset.seq_len, domain)
     device = default_device()
     dtype = dtype or ("bfloat16" if device.type == "cuda" else "float32")
     model = load_model(model_name, whole_config, dtype=getattr(torch, dtype), device=device)
@@ -110,7 +119,7 @@ def evaluate(
         for domain, dataset in domains.items():
             progress.set_description(f"eval {domain}")
             for input_ids in batches(dataset, batch_size):
-                _check_length(config, input_ids.shape[1], domain)
+                check_length(config, input_ids.shape[1], domain)
                 try:
                     batch_sum, batch_tokens = sum_of_losses(model, input_ids.to(device))
                 except torch.OutOfMemoryError as error:
@@ -136,7 +145,12 @@ def evaluate(
     }
 
 
-def _check_length(config: PretrainedConfig, length: int | None, domain: str) -> None:
+def check_length(config: PretrainedConfig, length: int | None, domain: str) -> None:
+    """Refuse a domain whose sequences are longer than the model takes; both may be unknown.
+
+    Raises:
+        InputError: names the domain.
+    """
     longest = getattr(config, "max_position_embeddings", None)
     if longest is not None and length is not None and length > longest:
         raise InputError(

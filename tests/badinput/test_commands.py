@@ -21,6 +21,8 @@ PROGRAMS = {
     "export": ["-m", "llmshearing.convert", "export"],
     "rotate": ["-m", "llmshearing.convert", "rotate"],
     "reference": ["-m", "llmshearing.reference_loss"],
+    "score": ["-m", "llmshearing.score"],
+    "quality": ["-m", "llmshearing.text_quality"],
     "prepare": [str(REPOSITORY / "data_prep" / "prepare.py")],
     "tokenizer": [str(REPOSITORY / "data_prep" / "train_tokenizer.py")],
     "report": ["-m", "llmshearing.report"],

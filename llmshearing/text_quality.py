@@ -1,0 +1,163 @@
+"""``python -m llmshearing.text_quality MODEL ... --source SOURCE --data DATA``: what a loss in nats does not say.
+
+Two shares of held-out text, by domain and in the mean, that a person can picture:
+
+agreement
+    of the positions at which the model finds the same next token the likeliest as the source does
+choices
+    of the questions that the model answers: a passage, and four continuations of equal length, the true one and those
+    of three other passages of the domain. The likeliest counts as the answer, so chance is a quarter.
+
+Letters: N sequences of a domain, T tokens of a sequence, c of a question's passage, e of its continuations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PretrainedConfig, PreTrainedModel
+
+from llmshearing.data.prepared import batches, open_split
+from llmshearing.errors import InputError, cli
+from llmshearing.fileio import check_file_can_be_written, write_json
+from llmshearing.models.loading import default_device
+from llmshearing.reference_loss.evaluate import causal_config, check_length, load_model
+
+log = logging.getLogger(__name__)
+
+NUM_CHOICES = 4
+_AT_ONCE = 2048  # tokens per forward pass, and a sequence at least
+
+
+def text_quality(
+    models: Sequence[str], source: str, data: str | Path, *, dtype: str | None = None
+) -> dict[str, dict[str, Any]]:
+    """Measure models, one in memory at a time.
+
+    Runs on the GPU if there is one.
+
+    Args:
+        models: Hugging Face folders or hub ids, of the source's vocabulary.
+        source: the model that they are compared with.
+        data: folder that ``data_prep/prepare.py`` wrote, or its ``eval`` folder.
+        dtype: of weights and activations; bfloat16 on a GPU and float32 on a CPU unless given.
+
+    Returns:
+        By model: ``num_parameters``, ``agreement`` and ``choices``, the latter two by domain and as ``mean``.
+
+    Raises:
+        InputError: a model or the data cannot be read, or they do not fit together.
+    """
+    configs = {name: causal_config(name) for name in (source, *models)}
+    texts = {name: config.get_text_config() for name, config in configs.items()}
+    vocab_size = min(config.vocab_size for config in texts.values())
+    domains = open_split(data, "eval", vocab_size=vocab_size)
+    rows = {}
+    for domain, dataset in domains.items():
+        for config in texts.values():
+            check_length(config, dataset.seq_len, domain)
+        rows[domain] = torch.cat(list(batches(dataset, len(dataset))))
+        if len(rows[domain]) < NUM_CHOICES or rows[domain].shape[1] < 4:
+            raise InputError(
+                f"Domain '{domain}' holds {len(rows[domain])} sequences of {rows[domain].shape[1]} tokens to evaluate; "
+                f"questions need {NUM_CHOICES} sequences of 4 tokens at least. Prepare more with --eval-sequences."
+            )
+    wanted = {domain: likeliest(_load(source, configs[source], dtype), ids, vocab_size) for domain, ids in rows.items()}
+    found: dict[str, dict[str, Any]] = {}
+    for name in models:
+        model = _load(name, configs[name], dtype)
+        agreement = {
+            domain: (likeliest(model, ids, vocab_size) == wanted[domain]).float().mean().item()
+            for domain, ids in rows.items()
+        }
+        choices = {domain: answered(model, *questions(ids)).float().mean().item() for domain, ids in rows.items()}
+        found[name] = {
+            "num_parameters": model.num_parameters(),
+            "agreement": _with_mean(agreement),
+            "choices": _with_mean(choices),
+        }
+        log.info("%s agrees with %s at %.1f%%.", name, source, 100 * found[name]["agreement"]["mean"])
+    return found
+
+
+@torch.inference_mode()
+def likeliest(model: PreTrainedModel, ids: Tensor, vocab_size: int) -> Tensor:
+    """The likeliest next token after each but the last, (N, T - 1), for token ids (N, T)."""
+    parts = [
+        model(input_ids=part.to(model.device), use_cache=False).logits[:, :-1, :vocab_size].argmax(-1).cpu()
+        for part in ids.split(max(1, _AT_ONCE // ids.shape[1]))
+    ]
+    return torch.cat(parts)
+
+
+def questions(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """A question of each sequence of a domain, whose other choices are from those that lie farthest from it.
+
+    Args:
+        ids: tokens, (N, T), N at least :data:`NUM_CHOICES`.
+
+    Returns:
+        Passages (N, c) and continuations (N, choices, e), the true one first: c and e are half of T and a quarter.
+    """
+    number, length = ids.shape
+    passages, continuations = ids[:, : length // 2], ids[:, length // 2 : length // 2 + length // 4]
+    away = torch.arange(NUM_CHOICES) * number // NUM_CHOICES  # rows
+    others = (torch.arange(number).unsqueeze(-1) + away) % number
+    return passages, continuations[others]
+
+
+@torch.inference_mode()
+def answered(model: PreTrainedModel, passages: Tensor, continuations: Tensor) -> Tensor:
+    """Which of :func:`questions` the model answers, (N,) bool: the true continuation is likelier than each other."""
+    length = continuations.shape[-1]
+    right = []
+    for passage, choices in zip(passages, continuations, strict=True):
+        ids = torch.cat([passage.expand(len(choices), -1), choices], dim=1).to(model.device)
+        logits = model(input_ids=ids, use_cache=False).logits[:, -length - 1 : -1].float()
+        losses = functional.cross_entropy(logits.transpose(1, 2), ids[:, -length:], reduction="none").sum(-1)
+        right.append(bool(losses[0] < losses[1:].min()))
+    return torch.tensor(right)
+
+
+def _load(name: str, config: PretrainedConfig, dtype: str | None) -> PreTrainedModel:
+    device = default_device()
+    dtype = dtype or ("bfloat16" if device.type == "cuda" else "float32")
+    return load_model(name, config, dtype=getattr(torch, dtype), device=device)
+
+
+def _with_mean(shares: Mapping[str, float]) -> dict[str, float]:
+    return {**shares, "mean": statistics.mean(shares.values())}
+
+
+@cli
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line; see the module."""
+    parser = argparse.ArgumentParser(prog="python -m llmshearing.text_quality", description=__doc__)
+    parser.add_argument("models", metavar="MODEL", nargs="+", help="Hugging Face folders or hub ids")
+    parser.add_argument("--source", required=True, help="the model that they come from")
+    parser.add_argument("--data", required=True, help="folder that data_prep/prepare.py wrote; its eval split is read")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on a GPU, else float32")
+    parser.add_argument("--out", help="write the JSON here instead of to stdout")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if arguments.out is not None:
+        check_file_can_be_written(arguments.out)
+    found = text_quality(arguments.models, arguments.source, arguments.data, dtype=arguments.dtype)
+    if arguments.out is None:
+        sys.stdout.write(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+    else:
+        write_json(arguments.out, found)
+
+
+if __name__ == "__main__":
+    main()

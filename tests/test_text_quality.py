@@ -1,0 +1,112 @@
+"""Agreement with the source and choices among continuations: known answers, and a real model on its own text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from streaming import MDSWriter
+from transformers import PreTrainedModel
+
+from llmshearing.convert.commands import shear
+from llmshearing.errors import InputError
+from llmshearing.score import score_model
+from llmshearing.text_quality import NUM_CHOICES, answered, main, questions, text_quality
+from tests.models import SIZES, make_model
+
+SHARED = Path(__file__).parents[2] / "shared"
+LENGTH = 24
+
+
+def write(folder: Path, rows: np.ndarray) -> Path:
+    with MDSWriter(out=str(folder), columns={"tokens": f"ndarray:uint16:{rows.shape[1]}"}) as writer:
+        for row in rows:
+            writer.write({"tokens": row.astype(np.uint16)})
+    return folder
+
+
+def repeating(number: int, *, seed: int) -> np.ndarray:
+    """Sequences of one token each."""
+    tokens = np.random.default_rng(seed).permutation(np.arange(3, SIZES["vocab_size"]))[:number]
+    return np.repeat(tokens[:, None], LENGTH, axis=1)
+
+
+@pytest.fixture(scope="module")
+def repeats() -> PreTrainedModel:
+    """A model that has learned to say again what it has just read."""
+    model = make_model("llama3", initializer_range=0.05).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for step in range(40):
+        ids = torch.from_numpy(repeating(32, seed=step))
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory, repeats: PreTrainedModel) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("quality")
+    repeats.save_pretrained(folder / "repeats")
+    make_model("llama3", seed=1).save_pretrained(folder / "random")
+    write(folder / "data/eval/one", repeating(80, seed=100))
+    write(folder / "data/eval/two", repeating(40, seed=101))
+    return {name: folder / name for name in ("repeats", "random", "data")}
+
+
+def test_a_model_agrees_with_itself_and_finds_what_it_has_learned(folders: dict[str, Path], tmp_path: Path) -> None:
+    names = [str(folders[name]) for name in ("repeats", "random")]
+    main([*names, "--source", names[0], "--data", str(folders["data"]), "--out", str(tmp_path / "found.json")])
+    knows, random = (json.loads((tmp_path / "found.json").read_text())[name] for name in names)
+    assert knows["agreement"] == {"one": 1.0, "two": 1.0, "mean": 1.0}
+    assert knows["choices"]["mean"] > 0.95
+    assert random["agreement"]["mean"] < 0.2
+    assert random["num_parameters"] == knows["num_parameters"] > 0
+
+
+def test_random_weights_are_at_chance_on_text_that_means_nothing() -> None:
+    torch.manual_seed(0)
+    right = answered(make_model("llama3"), *questions(torch.randint(3, SIZES["vocab_size"], (400, LENGTH))))
+    assert abs(right.float().mean().item() - 1 / NUM_CHOICES) < 0.08
+
+
+@pytest.mark.parametrize(("number", "length"), [(4, 4), (5, 9), (16, 24), (33, 7)])
+def test_questions_have_one_true_continuation_and_three_of_other_places(number: int, length: int) -> None:
+    ids = torch.arange(number * length).view(number, length)
+    passages, continuations = questions(ids)
+    assert passages.shape == (number, length // 2)
+    assert continuations.shape == (number, NUM_CHOICES, length // 4)
+    assert torch.equal(continuations[:, 0, 0], passages[:, -1] + 1)
+    rows = continuations[..., 0] // length
+    assert all(len(set(row)) == NUM_CHOICES for row in rows.tolist())
+    assert torch.equal(continuations[..., 0] % length, continuations[:, :1, 0] % length * torch.ones_like(rows))
+
+
+def test_what_does_not_fit_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    source = str(folders["repeats"])
+    with pytest.raises(InputError, match="Domain 'few' holds 3 sequences of 24 tokens .* --eval-sequences"):
+        text_quality([source], source, write(tmp_path / "a/eval/few", repeating(3, seed=0)).parents[1])
+    long = np.repeat(repeating(4, seed=0), 3, axis=1)
+    with pytest.raises(InputError, match="72 tokens, but the model takes at most 64"):
+        text_quality([source], source, write(tmp_path / "b/eval/long", long).parents[1])
+    with pytest.raises(InputError, match="Cannot load 'nowhere'"):
+        text_quality(["nowhere"], source, folders["data"])
+
+
+@pytest.mark.skipif(not (SHARED / "models/stories260K").is_dir(), reason="no ../shared/models/stories260K")
+def test_a_real_source_beats_what_is_sheared_from_it(tmp_path: Path) -> None:
+    model, data = str(SHARED / "models/stories260K"), tmp_path / "data"
+    rows = np.load(SHARED / "golden/stories_self/rows.npy")[:192, :128]
+    write(data / "train/stories", rows[:128])
+    write(data / "eval/stories", rows[128:])
+    score_model(model, tmp_path / "scores.safetensors", data=data, num_sequences=8)
+    target = {"hidden_size": 32, "intermediate_size": 86}
+    shear(model, tmp_path / "sheared", scores=tmp_path / "scores.safetensors", target=target)
+    found = text_quality([model, str(tmp_path / "sheared")], model, data)
+    source, sheared = found[model], found[str(tmp_path / "sheared")]
+    assert source["choices"]["mean"] > 0.8
+    assert source["choices"]["mean"] > sheared["choices"]["mean"] + 0.2
+    assert source["agreement"]["mean"] == 1.0 > sheared["agreement"]["mean"] + 0.4
