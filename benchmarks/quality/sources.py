@@ -146,7 +146,7 @@ REAL_TARGETS = {
     "smollm2-97m": ({"num_hidden_layers": 24, "intermediate_size": 1152}, 1e-4),
     "smollm2-58m": (
         {"num_hidden_layers": 24, "hidden_size": 384, "intermediate_size": 1024, "num_attention_heads": 6},
-        3e-4,
+        1e-4,
     ),
 }
 

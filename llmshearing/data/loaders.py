@@ -39,6 +39,11 @@ class DynamicDataLoader(DataLoader):
                     return
                 sample += self.dataset.global_batch_size
                 yield batch
+        except (ConnectionError, EOFError) as error:  # torch says it of those that end at any other moment
+            raise RuntimeError(
+                "A data loader's worker was killed by signal or ended while it handed a batch over: see whether memory "
+                "is full, or give the loader fewer workers."
+            ) from error
         finally:
             self.dataset.rounds.close()
             atexit.unregister(self.dataset.rounds.close)
