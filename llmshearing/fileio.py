@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -62,6 +63,23 @@ def check_file_can_be_written(path: str | Path) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Replace ``path`` by ``value`` as indented JSON in one step; NaN and infinity are refused."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def give_json(path: str | Path | None, value: Any) -> None:
+    """Write what a command has found to ``path``, or to stdout where there is none or it fails at the end.
+
+    Raises:
+        InputError: ``path`` cannot be written.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    if path is None:
+        sys.stdout.write(text)
+        return
+    try:
+        write_json(path, value)
+    except OSError as error:
+        sys.stdout.write(text)
+        raise InputError(f"Cannot write '{path}': {error.strerror}. The result is on stdout.") from error
 
 
 def read_json(path: str | Path) -> Any:

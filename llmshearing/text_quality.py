@@ -14,10 +14,8 @@ Letters: N sequences of a domain, T tokens of a sequence, c of a question's pass
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,12 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from llmshearing.data.prepared import batches, open_split
 from llmshearing.errors import InputError, cli
-from llmshearing.fileio import check_file_can_be_written, write_json
-from llmshearing.models.loading import default_device
+from llmshearing.fileio import check_file_can_be_written, give_json
 from llmshearing.reference_loss.evaluate import causal_config, check_length, load_model
 
 log = logging.getLogger(__name__)
@@ -72,10 +69,12 @@ def text_quality(
                 f"Domain '{domain}' holds {len(rows[domain])} sequences of {rows[domain].shape[1]} tokens to evaluate; "
                 f"questions need {NUM_CHOICES} sequences of 4 tokens at least. Prepare more with --eval-sequences."
             )
-    wanted = {domain: likeliest(_load(source, configs[source], dtype), ids, vocab_size) for domain, ids in rows.items()}
+    model = load_model(source, configs[source], dtype=dtype)
+    wanted = {domain: likeliest(model, ids, vocab_size) for domain, ids in rows.items()}
+    del model  # before the next one is read
     found: dict[str, dict[str, Any]] = {}
     for name in models:
-        model = _load(name, configs[name], dtype)
+        model = load_model(name, configs[name], dtype=dtype)
         agreement = {
             domain: (likeliest(model, ids, vocab_size) == wanted[domain]).float().mean().item()
             for domain, ids in rows.items()
@@ -129,12 +128,6 @@ def answered(model: PreTrainedModel, passages: Tensor, continuations: Tensor) ->
     return torch.tensor(right)
 
 
-def _load(name: str, config: PretrainedConfig, dtype: str | None) -> PreTrainedModel:
-    device = default_device()
-    dtype = dtype or ("bfloat16" if device.type == "cuda" else "float32")
-    return load_model(name, config, dtype=getattr(torch, dtype), device=device)
-
-
 def _with_mean(shares: Mapping[str, float]) -> dict[str, float]:
     return {**shares, "mean": statistics.mean(shares.values())}
 
@@ -153,10 +146,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.out is not None:
         check_file_can_be_written(arguments.out)
     found = text_quality(arguments.models, arguments.source, arguments.data, dtype=arguments.dtype)
-    if arguments.out is None:
-        sys.stdout.write(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
-    else:
-        write_json(arguments.out, found)
+    give_json(arguments.out, found)
 
 
 if __name__ == "__main__":

@@ -198,5 +198,5 @@ def rows_to_fit_on(data: str | Path, number: int, vocab_size: int, longest: int)
         raise InputError(f"'{data}' holds {len(taken)} sequences; a fit needs at least {_HELD_OUT}.")
     # By lot: every fifth would be all of one domain, if there are five.
     order = torch.randperm(len(taken), generator=torch.Generator().manual_seed(0))
-    others, fitted_on = order.split([len(taken) // _HELD_OUT, len(taken) - len(taken) // _HELD_OUT])
+    others, fitted_on = order.tensor_split([len(taken) // _HELD_OUT])
     return taken[fitted_on.sort().values], taken[others.sort().values]

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from llmshearing.errors import InputError, cli
-from llmshearing.fileio import check_file_can_be_written, write_json
+from llmshearing.errors import cli
+from llmshearing.fileio import check_file_can_be_written, give_json
 from llmshearing.reference_loss.fit import predict, read_losses
 
 
@@ -52,15 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         result = evaluate(args.model, args.data, batch_size=args.batch_size, dtype=args.dtype, cache=args.cache)
     else:
         result = predict(read_losses(args.losses), num_parameters=args.num_parameters)
-    text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
-    if args.out is None:
-        sys.stdout.write(text)
-        return
-    try:
-        write_json(args.out, result)
-    except OSError as error:
-        sys.stdout.write(text)
-        raise InputError(f"Cannot write '{args.out}': {error.strerror}. The result is on stdout.") from error
+    give_json(args.out, result)
 
 
 if __name__ == "__main__":

@@ -60,20 +60,24 @@ def causal_config(name: str) -> PretrainedConfig:
         return AutoConfig.from_pretrained(name, trust_remote_code=False, **hub_options(name))
 
 
-def load_model(name: str, config: PretrainedConfig, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """Load a causal LM from a folder or the hub, in eval mode.
+def load_model(name: str, config: PretrainedConfig, *, dtype: str | None) -> PreTrainedModel:
+    """Load a causal LM from a folder or the hub, in eval mode, on the GPU if there is one.
+
+    Its weights are of ``dtype``: bfloat16 on a GPU and float32 on a CPU unless given.
 
     Raises:
         InputError: ``name`` cannot be loaded as one, lacks a tensor, or has one with NaN or infinity.
     """
+    device = default_device()
+    dtype = dtype or ("bfloat16" if device.type == "cuda" else "float32")
     with _loading(name):
-        model, report = load_reporting(name, dtype=dtype, config=config, trust_remote_code=False)
+        model, report = load_reporting(name, dtype=getattr(torch, dtype), config=config, trust_remote_code=False)
     if missing := sorted(report["missing_keys"]):  # transformers has given them random values
         raise InputError(f"'{name}' lacks {len(missing)} tensors, such as '{missing[0]}'. Export or fetch it again.")
     for tensor, values in model.named_parameters():
         if not torch.isfinite(values).all():
             raise InputError(
-                f"The tensor '{tensor}' of '{name}' is not finite in {str(dtype).removeprefix('torch.')}. "
+                f"The tensor '{tensor}' of '{name}' is not finite in {dtype}. "
                 "Try --dtype float32, or take another checkpoint."
             )
     return model.to(device).eval()  # type: ignore[arg-type]
@@ -111,9 +115,8 @@ def evaluate(
     domains = open_split(data, "eval", cache=cache, vocab_size=config.vocab_size)
     for domain, dataset in domains.items():  # before the weights are read
         check_length(config, dataset.seq_len, domain)
-    device = default_device()
-    dtype = dtype or ("bfloat16" if device.type == "cuda" else "float32")
-    model = load_model(model_name, whole_config, dtype=getattr(torch, dtype), device=device)
+    model = load_model(model_name, whole_config, dtype=dtype)
+    device, dtype = model.device, str(model.dtype).removeprefix("torch.")
     sums, tokens = dict.fromkeys(domains, 0.0), dict.fromkeys(domains, 0)
     with tqdm(total=sum(map(len, domains.values())), unit="seq", desc="eval") as progress:
         for domain, dataset in domains.items():

@@ -40,10 +40,15 @@ def shear(model: PreTrainedModel, target: dict[str, int], *, soft: bool = False)
     if not soft:
         masks = {name: (mask > 0).float() for name, mask in masks.items()}
     shears = Shears(masks, source, shape)
-    config = AutoConfig.for_model(**sheared_config(model.config.to_dict(), shape, shears.layers))
+    return cut(model, shears), shears
+
+
+def cut(model: PreTrainedModel, shears: Shears) -> PreTrainedModel:
+    """What is left of a model."""
+    config = AutoConfig.for_model(**sheared_config(model.config.to_dict(), shears.target, shears.layers))
     small = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
-    small.load_state_dict(shear_state_dict(model.state_dict(), masks, source, shape))
-    return small, shears
+    small.load_state_dict(shear_state_dict(model.state_dict(), shears.masks, shears.source, shears.target))
+    return small
 
 
 def fit(model: PreTrainedModel, small: PreTrainedModel, shears: Shears, batches: list[torch.Tensor]) -> None:
@@ -78,9 +83,9 @@ def test_predictions_come_nearer_to_the_sources(family: str, soft: bool) -> None
         found = logits(small, new).log_softmax(-1)
         return (wanted.exp() * (wanted - found)).sum(-1).mean().item()
 
-    cut = divergence()
+    before = divergence()
     fit(model, small, shears, BATCHES)
-    assert divergence() < 0.95 * cut
+    assert divergence() < 0.95 * before
     assert small.lm_head.weight is small.model.embed_tokens.weight or not shears.source.tie_word_embeddings
 
 
@@ -88,13 +93,13 @@ def test_predictions_come_nearer_to_the_sources(family: str, soft: bool) -> None
 def test_an_output_layer_that_raises_the_loss_is_left_as_it_was(step: int) -> None:
     model = make_model("llama3")
     small, shears = shear(model, MILD)
-    cut, norm = small.lm_head.weight.clone(), small.model.norm.weight.clone()
+    head, norm = small.lm_head.weight.clone(), small.model.norm.weight.clone()
     losses = itertools.count(100, step)
     held_out = HeldOut(BATCHES[:1], lambda *_: (next(losses), 1))
     for _ in Reconstruction(InMemory(model), InMemory(small), shears).fit(BATCHES, held_out):
         pass
     scale = small.model.norm.weight / norm  # which the norm took from the head
-    assert torch.allclose(small.lm_head.weight * scale, cut, atol=1e-6) == (step > 0)
+    assert torch.allclose(small.lm_head.weight * scale, head, atol=1e-6) == (step > 0)
 
 
 def test_the_same_text_gives_the_same_weights() -> None:
@@ -153,17 +158,15 @@ def test_a_trained_model_starts_far_ahead_of_one_that_is_only_cut() -> None:
         live(input_ids=ids, labels=ids).loss.backward()
         pruning.learn(step)
     shears = Shears(pruning.masks.final(), pruning.source, pruning.target)
-    config = AutoConfig.for_model(**sheared_config(model.config.to_dict(), pruning.target, shears.layers))
-    small = AutoModelForCausalLM.from_config(config).eval()
-    small.load_state_dict(shear_state_dict(model.state_dict(), shears.masks, pruning.source, pruning.target))
+    small = cut(model, shears)
 
     def loss() -> float:
         with torch.no_grad():
             return small(input_ids=new, labels=new).loss.item()
 
-    cut = loss()
+    before = loss()
     fit(model, small, shears, list(text.split(16)))
-    assert loss() < cut - 1.5  # about 2.3 nats
+    assert loss() < before - 1.5  # about 2.3 nats
 
 
 def test_the_first_tokens_sink_outlives_a_token_that_is_taken_for_it() -> None:
@@ -184,9 +187,7 @@ def test_the_first_tokens_sink_outlives_a_token_that_is_taken_for_it() -> None:
     shape = resolve_target(source, {"hidden_size": size - 8})
     kept = (torch.arange(size) < size - 8).float()
     shears = Shears({"hidden_size": kept}, source, shape)
-    config = AutoConfig.for_model(**sheared_config(model.config.to_dict(), shape, shears.layers))
-    small = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
-    small.load_state_dict(shear_state_dict(model.state_dict(), shears.masks, source, shape))
+    small = cut(model, shears)
     batches = []
     for seed in range(4):
         ids = token_ids(batch=16, seed=seed).clamp(min=3)
