@@ -17,7 +17,8 @@ PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 help:
 	@echo "make install    build $(VENV) from requirements.lock"
-	@echo "make demo       the whole method on a small real model, about 15 minutes on 2 CPU cores"
+	@echo "make demo       the whole method on a real pre-trained model, about 15 minutes on 2 CPU cores; SOURCE=folder"
+	@echo "                or hub id for another, WAY=paper for learned masks, WAY=small for a source trained here"
 	@echo "make debug      20 batches of pruning on tiny data, to see that everything runs: under two minutes"
 	@echo "make test       all tests"
 	@echo "make test-fast  those without training runs, for the inner loop: under three minutes"
@@ -25,7 +26,7 @@ help:
 	@echo "make faults     kill real work at 200 random moments, run it again, compare: about 40 minutes"
 	@echo "make bench      the benchmarks, printed as tables"
 	@echo "make bench-convert  shearing 1.3 B parameters, 13 GB of disk; SCALE=7b for Llama-2-7B, 35 GB"
-	@echo "make bench-quality  all ways to a small model, 3 seeds: two hours on 2 cores, after make demo"
+	@echo "make bench-quality  all ways to a small model, 3 seeds: two hours on 2 cores, after the small demo"
 	@echo "make bench-quality-real  the same on SmolLM2-135M from the package registry: many hours, goes on where it was"
 	@echo "make gpu-check  on one GPU: exactness, FSDP, compilation, resumption, speed, memory; under 10 minutes"
 	@echo "make lint       style and types"
@@ -42,7 +43,7 @@ $(INSTALLED): requirements.lock setup.py
 	touch $@
 
 demo: install
-	$(BIN)/python -m demo.run
+	$(BIN)/python -m demo.run --way $(or $(WAY),real) $(if $(SOURCE),--source $(SOURCE))
 
 debug: install runs/debug/data/manifest.json
 	$(BIN)/composer -m llmshearing.train yamls/debug/prune.yaml
@@ -73,7 +74,8 @@ bench: install
 	$(BIN)/python -m benchmarks.streaming_speed
 	$(BIN)/python -m benchmarks.prepare
 
-bench-quality: demo
+bench-quality: install
+	$(BIN)/python -m demo.run --way small
 	$(BIN)/python -m benchmarks.quality
 
 bench-quality-real: install

@@ -27,6 +27,7 @@ class Stage:
         commands: argument lists, run in order from ``root``.
         outputs: what the commands write; removed before the stage runs anew.
         inputs: files whose content decides, besides the commands, whether the stage must run anew.
+        remedy: what to do if a command fails, where that can be known.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Stage:
     commands: Sequence[Sequence[str]]
     outputs: Sequence[Path]
     inputs: Sequence[Path] = ()
+    remedy: str = ""
 
 
 def run_stages(stages: Sequence[Stage], records: Path, *, root: Path) -> dict[str, float]:
@@ -102,7 +104,8 @@ def _run(stage: Stage, record: dict, path: Path, root: Path) -> None:
         record["wall_s"] = before + time.monotonic() - begin
         write_json(path, record)
         if code != 0:
-            print(f"The stage '{stage.name}' failed with exit code {code}; the cause stands above.", flush=True)
+            message = f"The stage '{stage.name}' failed with exit code {code}; the cause stands above."
+            print(f"{message} {stage.remedy}".rstrip(), flush=True)
             raise SystemExit(code)
     record["finished"] = True
     write_json(path, record)

@@ -22,6 +22,7 @@ COUNTS = {
     "llama3.1-8b-to-3.6b": (8_030_261_248, 3_606_752_256),
     "mistral-7b-to-3b": (7_248_023_552, 3_020_073_984),
     "qwen2.5-7b-to-2.8b": (7_615_616_512, 2_810_386_432),
+    "smollm2-135m-to-97m": (134_515_008, 97_349_184),
     "smollm2-135m-to-58m": (134_515_008, 57_821_568),
 }
 
@@ -33,16 +34,20 @@ def test_every_pruning_and_continued_recipe_is_counted_here() -> None:
 
 # demo and debug recipe -> parameters of the model that it trains, and of the target
 SMALL_COUNTS = {
-    ("demo", "source"): (6_229_248, None),
-    ("demo", "prune"): (6_229_248, 1_565_568),
-    ("demo", "continue"): (1_565_568, None),
-    ("demo", "control"): (1_565_568, None),
+    ("demo", "prune"): (134_515_008, 97_349_184),
+    ("demo", "continue"): (97_349_184, None),
+    ("demo-paper", "prune"): (134_515_008, 97_349_184),
+    ("demo-paper", "continue"): (97_349_184, None),
+    ("demo-small", "source"): (6_229_248, None),
+    ("demo-small", "prune"): (6_229_248, 1_565_568),
+    ("demo-small", "continue"): (1_565_568, None),
+    ("demo-small", "control"): (1_565_568, None),
     ("debug", "prune"): (303_680, 87_200),
 }
 
 
 def test_every_small_recipe_is_counted_here() -> None:
-    paths = [path for stage in ("demo", "debug") for path in (REPOSITORY / "yamls" / stage).glob("*.yaml")]
+    paths = (REPOSITORY / "yamls").glob("de*/*.yaml")
     assert {(path.parent.name, path.stem) for path in paths} == SMALL_COUNTS.keys()
 
 
@@ -132,7 +137,7 @@ def table(heading: str) -> list[list[str]]:
 def test_the_hardware_table_is_what_dry_runs_print() -> None:
     rows = table("Hardware")
     assert [row[0] for row in rows] == [
-        f"`{name}`" for name in COUNTS if name not in ("llama2-7b-to-2.7b-short", "smollm2-135m-to-58m")
+        f"`{name}`" for name in COUNTS if name != "llama2-7b-to-2.7b-short" and not name.startswith("smollm2")
     ]
     for recipe, *written in rows:
         estimates: list[tuple[str, str]] = []
@@ -144,9 +149,9 @@ def test_the_hardware_table_is_what_dry_runs_print() -> None:
             assert float(shown.replace(",", "")) == pytest.approx(float(found.replace(",", "")), rel=0.02), recipe
 
 
-@pytest.mark.parametrize(("stage", "hours"), [("prune", "6.5"), ("continue", "5.7")])
-def test_the_laptop_recipe_takes_a_night(stage: str, hours: str) -> None:
-    text, _ = run(recipe_of(stage, "smollm2-135m-to-58m"), Devices(1, device_tflops=0.6))
+@pytest.mark.parametrize(("size", "hours"), [("97m", "4.8"), ("58m", "2.9")])
+def test_the_laptop_recipes_take_a_night(size: str, hours: str) -> None:
+    text, _ = run(recipe_of("continue", f"smollm2-135m-to-{size}"), Devices(1, device_tflops=0.6))
     assert (found := re.search(r": (\S+) device-hours at 0.6 TFLOP/s", text)) is not None
     assert float(found[1]) == pytest.approx(float(hours), abs=0.05)
 

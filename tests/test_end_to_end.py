@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import REPOSITORY
 from tests.forkserver import ForkServer
+from tests.texts import DOMAINS, write_domains
 
-DOMAINS = ("bible", "code", "news", "parliament", "wikipedia")
 TARGET = {
     "num_hidden_layers": 1,
     "hidden_size": 32,
@@ -47,12 +47,7 @@ def module(forked: ForkServer, *arguments: str) -> None:
 def prepared(forked: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Text of this repository as five domains, a tokenizer trained on it, and the prepared data."""
     folder = tmp_path_factory.mktemp("prepared")
-    files = [*sorted(REPOSITORY.glob("llmshearing/**/*.py")), *sorted(REPOSITORY.glob("data_prep/*.py"))]
-    for number, domain in enumerate(DOMAINS):
-        (folder / "corpus" / domain).mkdir(parents=True)
-        texts = [file.read_text() for file in files[number :: len(DOMAINS)]]
-        lines = [json.dumps({"text": text}) for text in texts if text]
-        (folder / "corpus" / domain / "text.jsonl").write_text("\n".join(lines))
+    write_domains(folder / "corpus")
     corpus, tokenizer = str(folder / "corpus"), str(folder / "tokenizer")
     call(forked, "python", "data_prep/train_tokenizer.py", corpus, tokenizer, "--vocab-size", "512")
     sizes = ["--seq-len", "64", "--eval-sequences", "4"]
@@ -83,7 +78,7 @@ def test_source_prune_shear_continue_export(
             "precision=fp32",
             "progress_bar=false",
         ]
-        recipe = f"yamls/demo/{name}.yaml"
+        recipe = f"yamls/demo-small/{name}.yaml"
         command = [composer, "-n", str(num_processes), "-m", "llmshearing.train", recipe, *common, *overrides]
         if name == "prune" and num_processes == 2:  # by the launcher itself, once
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -141,7 +136,8 @@ def test_source_prune_shear_continue_export(
 
 def test_bad_recipe_ends_with_one_line_and_exit_code_2(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text((REPOSITORY / "yamls/demo/source.yaml").read_text().replace("max_seq_len", "max_seq_length"))
+    text = (REPOSITORY / "yamls/demo-small/source.yaml").read_text()
+    recipe.write_text(text.replace("max_seq_len", "max_seq_length"))
     done = subprocess.run(
         [sys.executable, "-m", "llmshearing.train", str(recipe)], cwd=REPOSITORY, capture_output=True, text=True
     )

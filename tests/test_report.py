@@ -44,6 +44,10 @@ SUMMARY = {
     "wall_s": {"prune": 3725.0},
     "proportions": {"prune": {"code": 0.125, "wiki": 0.875}},
     "seed": 17,
+    "control": "random <units>",
+    "quality": {"source": {"agreement": 1.0, "choices": 0.75}, "final": {"agreement": 0.5, "choices": 0.625}},
+    "speed": {"final": {"prefill_tokens_per_s": 1234.5, "decode_tokens_per_s": 23.45, "latency_s": 1.234}},
+    "samples": {"One": {"source": "One is <b>1</b>", "final": "One is 2"}, "Two": {"source": "Two", "final": "Two!"}},
 }
 
 
@@ -101,7 +105,7 @@ def whole_run(tmp_path: Path) -> Path:
 def test_a_whole_run_shows_everything_in_the_order_it_happened(whole_run: Path) -> None:
     page = report(whole_run)
     headings = re.findall(r"<h2[^>]*>(.*?)</h2>", page)
-    assert headings == ["Summary", "prune", "after", "What was kept (final, sheared)"]
+    assert headings == ["Summary", "What they write", "prune", "after", "What was kept (final, sheared)"]
     assert list(pictures(page)) == [
         "Training loss", "Domain proportions", "code", "wiki", "Layers", "Hidden size", "Intermediate size",
         "Attention heads", "Key-value heads", "Distance from the final shape", "Layers and heads",
@@ -191,10 +195,19 @@ def test_the_summary_states_loss_cost_and_mix(whole_run: Path) -> None:
     assert "Seed 17. The final model's mean loss is 0.250 nats per token below that of the control" in page
     cells = {name: re.findall("<td>(.*?)</td>", row) for name, row in re.findall(r"<tr[^>]*><th>(?:<span[^>]*></span>)?"
              r"([^<]*)</th>(.*?)</tr>", page)}  # fmt: skip
+    assert "below that of the control: random &lt;units&gt;." in page
+    assert cells["agreement with the source on the next token"] == ["100.0%", "50.0%"]
+    assert cells["true continuation found among four"] == ["75.0%", "62.5%"]
+    assert cells["new tokens per second"] == ["23.4"]
     assert cells["mean"] == ["2.000", "2.250", "2.500"]
     assert cells["parameters"] == ["7.9 M", "2.36 M", ""]
     assert cells["prune"] == ["1.64 M", "1 h 2 min"]
     assert cells["code"] == ["12.5%"]  # the last table with that row: the proportions
+
+
+def test_what_models_write_stands_side_by_side(whole_run: Path) -> None:
+    rows = re.findall(r"<tr><th>(\w+)</th><td>(.*?)</td><td>(.*?)</td></tr>", report(whole_run).split("What they")[-1])
+    assert rows == [("One", " is &lt;b&gt;1&lt;/b&gt;", " is 2"), ("Two", "", "!")]
 
 
 def test_values_that_are_not_finite_are_named(tmp_path: Path) -> None:

@@ -88,6 +88,15 @@ def test_a_second_run_waits_for_the_first_and_repeats_nothing(tmp_path: Path) ->
     first.communicate()
 
 
+def test_a_stage_that_fails_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stage = Stage("only", "the only", [[sys.executable, "-c", "raise SystemExit(2)"]], [], remedy="Do otherwise.")
+    with pytest.raises(SystemExit):
+        run_stages([stage], tmp_path / "records", root=tmp_path)
+    assert capsys.readouterr().out.endswith(
+        "The stage 'only' failed with exit code 2; the cause stands above. Do otherwise.\n"
+    )
+
+
 def test_a_stage_runs_again_when_an_input_changes_and_a_failure_ends_with_its_code(tmp_path: Path) -> None:
     (tmp_path / "input").write_text("0")
     code = "import sys; open('ran', 'a').write('x'); sys.exit(int(open('input').read()))"

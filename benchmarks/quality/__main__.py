@@ -2,8 +2,8 @@
 
 Runs what is not in OUT yet, each run in a process of its own, and writes ``results.json``, ``results.md`` and
 ``results.png`` there. With the folder of golden models beside the repository the ways are compared on its two sources,
-else on the demo's; budgets and data mixes are compared on the demo's, so ``make demo`` comes first. With ``--real`` it
-is SmolLM2-135M instead, from the package registry, and takes many hours: killed, it goes on.
+else on the small demo's; budgets and data mixes are compared on the latter, so ``make demo WAY=small`` comes first.
+With ``--real`` it is SmolLM2-135M instead, from the package registry, and takes many hours: killed, it goes on.
 """
 
 from __future__ import annotations

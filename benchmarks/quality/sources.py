@@ -118,15 +118,15 @@ def stories(shared: Path, work: Path) -> Source:
 
 
 def demo() -> Source:
-    """The source of ``make demo`` on its text.
+    """The source of ``make demo WAY=small`` on its text.
 
     Raises:
         InputError: the demo has not run.
     """
-    run = ROOT / "runs" / "demo"
+    run = ROOT / "runs" / "demo-small"
     if not (run / "losses" / "source.json").is_file():
-        raise InputError(f"There is no source model in '{run}'. Run `make demo` first.")
-    recipe: Any = OmegaConf.to_container(OmegaConf.load(ROOT / "yamls" / "demo" / "prune.yaml"), resolve=True)
+        raise InputError(f"There is no source model in '{run}'. Run `make demo WAY=small` first.")
+    recipe: Any = OmegaConf.to_container(OmegaConf.load(ROOT / "yamls" / "demo-small" / "prune.yaml"), resolve=True)
     return Source(
         name="demo",
         title="the demo's",
@@ -143,10 +143,10 @@ def demo() -> Source:
 
 
 REAL_TARGETS = {
-    "smollm2-97m": ({"num_hidden_layers": 24, "intermediate_size": 1152}, 1e-4),
+    "smollm2-97m": ({"num_hidden_layers": 24, "intermediate_size": 1152}, 3e-4),
     "smollm2-58m": (
         {"num_hidden_layers": 24, "hidden_size": 384, "intermediate_size": 1024, "num_attention_heads": 6},
-        1e-4,
+        3e-4,
     ),
 }
 

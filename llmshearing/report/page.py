@@ -45,6 +45,7 @@ th, td { padding: .45rem 1rem; text-align: right; white-space: nowrap; border-to
 thead th { border-top: 0; color: var(--muted); font-weight: 500; }
 th:first-child { text-align: left; font-weight: 500; }
 tr.total > * { font-weight: 650; }
+.texts th, .texts td { text-align: left; vertical-align: top; white-space: normal; min-width: 9rem; }
 @media (max-width: 560px) { th, td { padding: .4rem .45rem; } table { font-size: .8rem; } }
 """.replace("FONT", FONT)
 
@@ -54,6 +55,8 @@ def render(run: Run) -> str:
     domains = run.domains()
     colours = {domain: DOMAIN_COLOURS[index % len(DOMAIN_COLOURS)] for index, domain in enumerate(domains)}
     sections = [("Summary", _summary(run.summary, colours))] if run.summary else []
+    if samples := run.summary.get("samples"):
+        sections.append(("What they write", _samples(samples)))
     sections += [(stage.name, _stage(stage, colours)) for stage in run.stages]
     for folders, shearing in run.shearings:
         places = ", ".join(folder for folder in folders if folder != ".")
@@ -124,21 +127,62 @@ def _group(title: str, how: str, pictures: Iterable[Picture], *, column: int = 3
     return f'{heading}{reading}<div class="grid" style="--column: {column}px">\n{figures}</div>\n'
 
 
+#: Tables of a summary by key: title, and rows of name, entry and format.
+_MEASURED: dict[str, tuple[str, list[tuple[str, str, str]]]] = {
+    "quality": (
+        "On held-out text",
+        [
+            ("agreement with the source on the next token", "agreement", ".1%"),
+            ("true continuation found among four", "choices", ".1%"),
+        ],
+    ),
+    "speed": (
+        "Generation",
+        [
+            ("tokens of a prompt per second", "prefill_tokens_per_s", ",.0f"),
+            ("new tokens per second", "decode_tokens_per_s", ",.1f"),
+            ("seconds for both", "latency_s", ".2f"),
+        ],
+    ),
+}
+
+
+def _samples(samples: Mapping[str, Mapping[str, str]]) -> str:
+    """Texts side by side, a row for each prompt."""
+    models = list(next(iter(samples.values())))
+    head = "".join(f"<th>{html.escape(model)}</th>" for model in models)
+    body = ""
+    for prompt, texts in samples.items():
+        cells = "".join(f"<td>{html.escape(texts.get(model, '').removeprefix(prompt))}</td>" for model in models)
+        body += f"<tr><th>{html.escape(prompt)}</th>{cells}</tr>\n"
+    return (
+        '<div class="table texts"><table><thead><tr><th></th>'
+        f"{head}</tr></thead><tbody>\n{body}</tbody></table></div>\n"
+    )
+
+
 def _summary(summary: dict[str, Any], colours: Mapping[str, str]) -> str:
     facts = [f"Seed {summary['seed']}."] if "seed" in summary else []
     tables = []
     if losses := summary.get("eval_loss"):
         if "final" in losses and "control" in losses:
             gain = losses["control"]["mean"] - losses["final"]["mean"]
+            control = html.escape(str(summary.get("control", "")))
             facts.append(
                 f"The final model's mean loss is {abs(gain):.3f} nats per token {'below' if gain > 0 else 'above'} "
-                "that of the control, a model of the same shape trained from random weights."
+                f"that of the control{': ' * bool(control)}{control}."
             )
         names = [*colours, "mean"]
         rows = {name: [_number(by_domain.get(name), ".3f") for by_domain in losses.values()] for name in names}
         if parameters := summary.get("parameters"):
             rows["parameters"] = [_short(parameters[model]) if model in parameters else "" for model in losses]
         tables.append(_table("Evaluation loss, nats per token", list(losses), rows, colours))
+    for key, (title, measures) in _MEASURED.items():
+        if found := summary.get(key):
+            rows = {
+                name: [_number(entry.get(column), form) for entry in found.values()] for name, column, form in measures
+            }
+            tables.append(_table(title, list(found), rows, {}))
     if proportions := summary.get("proportions"):
         rows = {name: [_number(mix.get(name), ".1%") for mix in proportions.values()] for name in colours}
         tables.append(_table("Proportions at the end of a stage", list(proportions), rows, colours))

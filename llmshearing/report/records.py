@@ -11,7 +11,7 @@ from llmshearing.fileio import read_json
 _DIMENSIONS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 _LARGEST = 1 << 20  # of a dimension; a model has fewer units
 #: How deep the numbers of a summary lie, by key.
-_SUMMARY = {"eval_loss": 2, "proportions": 2, "parameters": 1, "tokens": 1, "wall_s": 1}
+_SUMMARY = {"eval_loss": 2, "proportions": 2, "parameters": 1, "tokens": 1, "wall_s": 1, "quality": 2, "speed": 2}
 
 
 def read_summary(path: Path) -> dict[str, Any]:
@@ -26,6 +26,8 @@ def read_summary(path: Path) -> dict[str, Any]:
     for key, depth in _SUMMARY.items():
         if not _are_numbers(summary.get(key, {}), depth):
             raise _damaged(path, f"'{key}' is {summary[key]!r}")
+    if not _are_texts(summary.get("samples", {})):
+        raise _damaged(path, f"'samples' is {summary['samples']!r}")
     losses = summary.get("eval_loss", {})
     for model in ("final", "control"):
         if model in losses and "mean" not in losses[model]:
@@ -66,6 +68,14 @@ def _are_numbers(value: Any, depth: int) -> bool:
     if depth == 0:
         return isinstance(value, int | float) and -1e100 < value < 1e100  # nan is not
     return isinstance(value, dict) and all(_are_numbers(entry, depth - 1) for entry in value.values())
+
+
+def _are_texts(value: Any) -> bool:
+    """Whether it is what models wrote, by prompt and model."""
+    return isinstance(value, dict) and all(
+        isinstance(texts, dict) and texts and all(isinstance(text, str) for text in texts.values())
+        for texts in value.values()
+    )
 
 
 def _damaged(path: Path, what: str) -> InputError:

@@ -1,0 +1,185 @@
+"""``python -m llmshearing.inference_speed MODEL ... [--generate N ...]``: what a smaller model saves once it is served.
+
+By model, batch size and length, medians of several rounds in which the models take turns, so that a machine which
+others use slows all of them alike:
+
+prefill
+    tokens of a prompt per second, until the first new token is there
+decode
+    new tokens per second after that
+latency
+    seconds for a prompt and all new tokens
+
+Prompts are random tokens and the likeliest token is taken, by stock ``transformers`` with a cache of keys and values.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from llmshearing.arguments import whole
+from llmshearing.errors import InputError, cli
+from llmshearing.fileio import check_file_can_be_written, give_json
+from llmshearing.reference_loss.evaluate import causal_config, load_model
+
+
+def inference_speed(
+    models: Sequence[str],
+    *,
+    generate: Sequence[int] = (128,),
+    batch_sizes: Sequence[int] = (1,),
+    prompt: int = 128,
+    rounds: int = 3,
+    dtype: str | None = None,
+) -> list[dict[str, Any]]:
+    """Measure models, all of them in memory.
+
+    Runs on the GPU if there is one.
+
+    Args:
+        models: Hugging Face folders or hub ids.
+        generate: numbers of new tokens, 2 at least.
+        batch_sizes: sequences at once.
+        prompt: tokens of a sequence before the new ones.
+        rounds: how many times each; one more comes first, which is not counted.
+        dtype: of weights and activations; bfloat16 on a GPU and float32 on a CPU unless given.
+
+    Returns:
+        For each model, batch size and number of new tokens: ``model``, ``num_parameters``, ``device``, ``dtype``,
+        ``batch_size``, ``prompt``, ``generate``, ``prefill_tokens_per_s``, ``decode_tokens_per_s``, ``latency_s`` and
+        on a GPU ``peak_memory_bytes``, which has this model's weights in it and no other's.
+
+    Raises:
+        InputError: a model cannot be read, or has fewer positions than are asked for.
+    """
+    names = list(dict.fromkeys(models))
+    configs = {name: causal_config(name) for name in names}
+    texts = {name: config.get_text_config() for name, config in configs.items()}
+    _check(texts, generate, batch_sizes, prompt, rounds)
+    loaded = {name: load_model(name, config, dtype=dtype) for name, config in configs.items()}
+    cases = [(size, length) for size in batch_sizes for length in generate]
+    taken: dict[tuple[str, int, int], list[tuple[float, float]]] = {}
+    memory: dict[tuple[str, int, int], int] = {}
+    with tqdm(total=len(cases) * (rounds + 1) * len(names), unit="run", desc="generate") as progress:
+        for size, length in cases:
+            for number in range(rounds + 1):
+                for name, model in loaded.items():
+                    ids = torch.randint(
+                        texts[name].vocab_size, (size, prompt), generator=torch.Generator().manual_seed(number)
+                    )
+                    seconds, peak = _generate(model, ids.to(model.device), length)
+                    key = (name, size, length)
+                    if number:  # the first round warms up
+                        taken.setdefault(key, []).append(seconds)
+                        memory[key] = max(memory.get(key, 0), peak - _weights(loaded) + _weights({name: model}))
+                    progress.update()
+    found = []
+    for (name, size, length), times in taken.items():
+        first, whole_run = (statistics.median(seconds) for seconds in zip(*times, strict=True))
+        after = statistics.median(total - begin for begin, total in times)
+        model = loaded[name]
+        entry = {
+            "model": name,
+            "num_parameters": model.num_parameters(),
+            "device": model.device.type,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "batch_size": size,
+            "prompt": prompt,
+            "generate": length,
+            "prefill_tokens_per_s": size * prompt / first,
+            "decode_tokens_per_s": size * (length - 1) / after,
+            "latency_s": whole_run,
+        }
+        if model.device.type == "cuda":
+            entry["peak_memory_bytes"] = memory[name, size, length]
+        found.append(entry)
+    return found
+
+
+def _check(
+    configs: Mapping[str, Any], generate: Sequence[int], batch_sizes: Sequence[int], prompt: int, rounds: int
+) -> None:
+    whole("--prompt", prompt, "a prompt has a token at least", least=1)
+    whole("--rounds", rounds, "measure at least once", least=1)
+    for length in generate:
+        whole("--generate", length, "the first new token is the prompt's; give 2 at least", least=2)
+    for size in batch_sizes:
+        whole("--batch-size", size, "a batch has a sequence at least", least=1)
+    for name, config in configs.items():
+        longest = getattr(config, "max_position_embeddings", None) or prompt + max(generate)
+        if prompt + max(generate) > longest:
+            raise InputError(
+                f"'{name}' has {longest} positions; {prompt} tokens and {max(generate)} new ones do not fit. "
+                "Lower --prompt or --generate."
+            )
+
+
+@torch.inference_mode()
+def _generate(model: PreTrainedModel, ids: torch.Tensor, length: int) -> tuple[tuple[float, float], int]:
+    """Seconds until the first new token of (batch, prompt) ids is there and until the last is; bytes at the peak."""
+    gpu = model.device.type == "cuda"
+    if gpu:
+        torch.cuda.reset_peak_memory_stats()
+    begin = time.perf_counter()
+    output = model(input_ids=ids, use_cache=True, logits_to_keep=1)
+    token = output.logits[:, -1:].argmax(-1)
+    _wait(gpu)
+    first = time.perf_counter() - begin
+    for _ in range(length - 1):
+        output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
+        token = output.logits[:, -1:].argmax(-1)
+    _wait(gpu)
+    return (first, time.perf_counter() - begin), torch.cuda.max_memory_allocated() if gpu else 0
+
+
+def _wait(gpu: bool) -> None:
+    if gpu:
+        torch.cuda.synchronize()
+
+
+def _weights(models: dict[str, PreTrainedModel]) -> int:
+    """Bytes of models' weights."""
+    return sum(model.get_memory_footprint() for model in models.values())
+
+
+@cli
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line; see the module."""
+    parser = argparse.ArgumentParser(
+        prog="python -m llmshearing.inference_speed",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("models", metavar="MODEL", nargs="+", help="Hugging Face folders or hub ids")
+    parser.add_argument("--generate", metavar="N", type=int, nargs="+", default=[128], help="new tokens (default: 128)")
+    parser.add_argument("--batch-size", metavar="N", type=int, nargs="+", default=[1], help="sequences (default: 1)")
+    parser.add_argument("--prompt", metavar="N", type=int, default=128, help="tokens before them (default: 128)")
+    parser.add_argument("--rounds", metavar="N", type=int, default=3, help="medians of how many (default: 3)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on a GPU, else float32")
+    parser.add_argument("--out", help="write the JSON here instead of to stdout")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if arguments.out is not None:
+        check_file_can_be_written(arguments.out)
+    found = inference_speed(
+        arguments.models,
+        generate=arguments.generate,
+        batch_sizes=arguments.batch_size,
+        prompt=arguments.prompt,
+        rounds=arguments.rounds,
+        dtype=arguments.dtype,
+    )
+    give_json(arguments.out, found)
+
+
+if __name__ == "__main__":
+    main()
