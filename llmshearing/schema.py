@@ -223,7 +223,7 @@ KEYS: dict[str, Key] = {
     "autoresume": Key(Boolean(), False, "go on from the newest checkpoint in save_folder"),
     "device": Key(Choice("cpu", "gpu", "mps"), None, "the GPU where there is one, if left out"),
     "dist_timeout": Key(Number(1, 10**7, whole=False), 600.0, "seconds that processes wait for each other"),
-    "progress_bar": Key(Boolean(), True, "show one"),
+    "progress_bar": Key(Boolean(), True, "a line on loss, speed and time left every few seconds"),
     "log_to_console": Key(Boolean(), False, "write metrics to the console"),
     "console_log_interval": Key(Time("ba"), "10ba", "how often"),
     "python_log_level": Key(Choice("debug", "info", "warning", "error", "critical"), "info", "of our own log"),

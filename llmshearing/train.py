@@ -27,6 +27,7 @@ from llmshearing.errors import InputError, cli, naming, one_line
 from llmshearing.fileio import write_text
 from llmshearing.metrics_log import MetricsLog
 from llmshearing.parentage import end_with_parent
+from llmshearing.progress import ProgressLine
 from llmshearing.recipe import load_recipe
 from llmshearing.registry import build
 from llmshearing.resume import Start, find_start
@@ -40,7 +41,7 @@ log = logging.getLogger(__name__)
 _PASSED_ON = (
     "run_name", "seed", "max_duration", "eval_interval", "compile_config", "save_folder", "save_interval",
     "save_num_checkpoints_to_keep", "save_overwrite", "load_path", "load_weights_only", "autoresume", "device",
-    "dist_timeout", "progress_bar", "log_to_console", "console_log_interval",
+    "dist_timeout", "log_to_console", "console_log_interval",
 )  # fmt: skip
 
 
@@ -84,7 +85,8 @@ def build_trainer(recipe: dict[str, Any]) -> Trainer | None:
         schedulers=_build(recipe, "scheduler"),
         algorithms=algorithms,
         callbacks=callbacks,
-        loggers=[MetricsLog(Path(recipe["save_folder"]).parent), *loggers],
+        loggers=[MetricsLog(Path(recipe["save_folder"]).parent), *_progress(recipe), *loggers],
+        progress_bar=False,  # of which a log file shows nothing
         device_train_microbatch_size=_microbatch_size(recipe["device_train_microbatch_size"], device.name),
         parallelism_config=parallelism(recipe["fsdp_config"]),
         precision="fp32" if device.name == "cpu" and recipe["precision"] == "amp_bf16" else recipe["precision"],
@@ -178,6 +180,10 @@ def _build(recipe: dict[str, Any], section: str, **given: Any) -> Any:
 
 def _build_all(recipe: dict[str, Any], section: str) -> list[Any]:
     return [build(section, name, settings) for name, settings in recipe[section].items()]
+
+
+def _progress(recipe: dict[str, Any]) -> list[ProgressLine]:
+    return [ProgressLine()] if recipe["progress_bar"] else []
 
 
 def _microbatch_size(size: int | str, device: str) -> int | str | None:

@@ -61,11 +61,15 @@ def make_trainer(
         optimizers=DecoupledAdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=1e-5),
         algorithms=[GradientClipping("norm", 0.5), *algorithms],
         max_duration=duration,
-        loggers=InMemoryLogger(),
         device="cpu",
         progress_bar=False,
         seed=7,
-        **{"schedulers": CosineAnnealingWithWarmupScheduler("2ba", alpha_f=0.1), **saving, **settings},
+        **{
+            "schedulers": CosineAnnealingWithWarmupScheduler("2ba", alpha_f=0.1),
+            "loggers": InMemoryLogger(),
+            **saving,
+            **settings,
+        },
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from llmshearing.duration import in_words
 from llmshearing.report import charts
 from llmshearing.report.collect import Run, Stage
 from llmshearing.report.maps import kept_maps
@@ -80,7 +81,7 @@ def _stage(stage: Stage, colours: Mapping[str, str]) -> str:
     if "tokens" in stage.series and np.isfinite(stage.series["tokens"].last):
         facts.append(f"{_short(stage.series['tokens'].last)} tokens")
     if "time" in stage.series and len(times := stage.series["time"].finite):
-        facts.append(f"{_duration(times.max() - times.min())} from the first to the last record")
+        facts.append(f"{in_words(times.max() - times.min())} from the first to the last record")
     parts = [f'<p class="facts">{" · ".join(facts)}</p>\n']
     for name, (count, first) in stage.not_finite().items():
         parts.append(
@@ -186,7 +187,7 @@ def _summary(summary: dict[str, Any], colours: Mapping[str, str]) -> str:
     if proportions := summary.get("proportions"):
         rows = {name: [_number(mix.get(name), ".1%") for mix in proportions.values()] for name in colours}
         tables.append(_table("Proportions at the end of a stage", list(proportions), rows, colours))
-    columns = {"tokens": _short, "wall_s": _duration}
+    columns = {"tokens": _short, "wall_s": in_words}
     if present := [key for key in columns if summary.get(key)]:
         stages = list(dict.fromkeys(stage for key in present for stage in summary[key]))
         rows = {
@@ -219,14 +220,3 @@ def _short(number: float) -> str:
         if number >= 0.9995 * size:
             return f"{number / size:.3g} {unit}"
     return f"{number:.0f}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days} d {hours} h"
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
