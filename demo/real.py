@@ -70,14 +70,23 @@ def make(commands: Commands, *, target: Mapping[str, int] | None = None) -> Way:
     tokens = _batches(prune) + _batches(go_on) + (-(-LOOKED_AT // go_on.global_train_batch_size) if fitted else 0)
     steps.append(_control(commands, [*general, *sizes], general, batches=tokens - 1))
     models = ("source", "sheared", *(["fitted"] if fitted else []), "final", "control")
-    compared = [source, *(str(run / model) for model in models[1:])]
+    read = [source if model == "source" else str(run / model) for model in models if model != "fitted"]
     quality = commands.module(
-        "llmshearing.text_quality", *compared, "--source", source, "--data", data, "--out", run / "quality.json"
+        "llmshearing.text_quality",
+        *read,
+        "--source",
+        source,
+        "--data",
+        data,
+        "--sequences",
+        "8",
+        "--out",
+        run / "quality.json",
     )
     speed = commands.module(
         "llmshearing.inference_speed", source, run / "final", "--generate", "64", "--out", run / "speed.json"
     )
-    samples = commands.module("demo.samples", *compared[:2], run / "final", "--out", run / "samples.json")
+    samples = commands.module("demo.samples", *read[:3], "--out", run / "samples.json")
     steps += [
         Stage("quality", "ask what a reader would see", [quality], [run / "quality.json"]),
         Stage("speed", "time generation", [speed], [run / "speed.json"]),

@@ -25,7 +25,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from llmshearing.data.prepared import batches, open_split
+from llmshearing.arguments import whole
+from llmshearing.data.prepared import open_split, spread
 from llmshearing.errors import InputError, cli
 from llmshearing.fileio import check_file_can_be_written, give_json
 from llmshearing.reference_loss.evaluate import causal_config, check_length, load_model
@@ -37,7 +38,12 @@ _AT_ONCE = 2048  # tokens per forward pass, and a sequence at least
 
 
 def text_quality(
-    models: Sequence[str], source: str, data: str | Path, *, dtype: str | None = None
+    models: Sequence[str],
+    source: str,
+    data: str | Path,
+    *,
+    num_sequences: int | None = None,
+    dtype: str | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Measure models, one in memory at a time.
 
@@ -47,6 +53,7 @@ def text_quality(
         models: Hugging Face folders or hub ids, of the source's vocabulary.
         source: the model that they are compared with.
         data: folder that ``data_prep/prepare.py`` wrote, or its ``eval`` folder.
+        num_sequences: how many of each domain to look at, at equal distances; all if ``None``.
         dtype: of weights and activations; bfloat16 on a GPU and float32 on a CPU unless given.
 
     Returns:
@@ -55,6 +62,8 @@ def text_quality(
     Raises:
         InputError: a model or the data cannot be read, or they do not fit together.
     """
+    if num_sequences is not None:
+        whole("--sequences", num_sequences, "a question has the continuations of others as choices", least=NUM_CHOICES)
     configs = {name: causal_config(name) for name in (source, *models)}
     texts = {name: config.get_text_config() for name, config in configs.items()}
     vocab_size = min(config.vocab_size for config in texts.values())
@@ -63,7 +72,7 @@ def text_quality(
     for domain, dataset in domains.items():
         for config in texts.values():
             check_length(config, dataset.seq_len, domain)
-        rows[domain] = torch.cat(list(batches(dataset, len(dataset))))
+        rows[domain] = torch.cat(list(spread(dataset, len(dataset) if num_sequences is None else num_sequences)))
         if len(rows[domain]) < NUM_CHOICES or rows[domain].shape[1] < 4:
             raise InputError(
                 f"Domain '{domain}' holds {len(rows[domain])} sequences of {rows[domain].shape[1]} tokens to evaluate; "
@@ -122,7 +131,7 @@ def answered(model: PreTrainedModel, passages: Tensor, continuations: Tensor) ->
     right = []
     for passage, choices in zip(passages, continuations, strict=True):
         ids = torch.cat([passage.expand(len(choices), -1), choices], dim=1).to(model.device)
-        logits = model(input_ids=ids, use_cache=False).logits[:, -length - 1 : -1].float()
+        logits = model(input_ids=ids, use_cache=False, logits_to_keep=length + 1).logits[:, :-1].float()
         losses = functional.cross_entropy(logits.transpose(1, 2), ids[:, -length:], reduction="none").sum(-1)
         right.append(bool(losses[0] < losses[1:].min()))
     return torch.tensor(right)
@@ -139,13 +148,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("models", metavar="MODEL", nargs="+", help="Hugging Face folders or hub ids")
     parser.add_argument("--source", required=True, help="the model that they come from")
     parser.add_argument("--data", required=True, help="folder that data_prep/prepare.py wrote; its eval split is read")
+    parser.add_argument("--sequences", type=int, metavar="N", help="of each domain to look at (default: all)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on a GPU, else float32")
     parser.add_argument("--out", help="write the JSON here instead of to stdout")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if arguments.out is not None:
         check_file_can_be_written(arguments.out)
-    found = text_quality(arguments.models, arguments.source, arguments.data, dtype=arguments.dtype)
+    found = text_quality(
+        arguments.models,
+        arguments.source,
+        arguments.data,
+        num_sequences=arguments.sequences,
+        dtype=arguments.dtype,
+    )
     give_json(arguments.out, found)
 
 

@@ -67,6 +67,16 @@ def test_a_model_agrees_with_itself_and_finds_what_it_has_learned(folders: dict[
     assert random["num_parameters"] == knows["num_parameters"] > 0
 
 
+def test_fewer_sequences_are_those_at_equal_distances(folders: dict[str, Path], tmp_path: Path) -> None:
+    random, repeats = (str(folders[name]) for name in ("random", "repeats"))
+    rows = repeating(40, seed=101)  # of the domain 'two'
+    few = write(tmp_path / "few/eval/two", rows[[5, 15, 25, 35]]).parents[1]
+    whole = write(tmp_path / "whole/eval/two", rows).parents[1]
+    found = text_quality([random, repeats], repeats, few)
+    assert text_quality([random, repeats], repeats, whole, num_sequences=4) == found
+    assert text_quality([random, repeats], repeats, whole, num_sequences=100) != found
+
+
 def test_random_weights_are_at_chance_on_text_that_means_nothing() -> None:
     torch.manual_seed(0)
     right = answered(make_model("llama3"), *questions(torch.randint(3, SIZES["vocab_size"], (400, LENGTH))))
@@ -92,6 +102,8 @@ def test_what_does_not_fit_is_refused(folders: dict[str, Path], tmp_path: Path) 
     long = np.repeat(repeating(4, seed=0), 3, axis=1)
     with pytest.raises(InputError, match="72 tokens, but the model takes at most 64"):
         text_quality([source], source, write(tmp_path / "b/eval/long", long).parents[1])
+    with pytest.raises(InputError, match="--sequences is 3; a question has the continuations of others as choices"):
+        text_quality([source], source, folders["data"], num_sequences=3)
     with pytest.raises(InputError, match="Cannot load 'nowhere'"):
         text_quality(["nowhere"], source, folders["data"])
 

@@ -102,7 +102,7 @@ def in_turns(data: str | Path, number: int, *, vocab_size: int, longest: int) ->
     domains = open_split(data, "train", vocab_size=vocab_size)
     number = min(number, sys.maxsize)
     each = -(-number // len(domains))
-    turns = itertools.chain.from_iterable(itertools.zip_longest(*(_spread(d, each) for d in domains.values())))
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*(spread(d, each) for d in domains.values())))
     for ids in itertools.islice((ids for ids in turns if ids is not None), number):
         if not 2 <= ids.shape[1] <= longest:
             raise InputError(
@@ -112,7 +112,7 @@ def in_turns(data: str | Path, number: int, *, vocab_size: int, longest: int) ->
         yield ids
 
 
-def _spread(dataset: DomainDataset, number: int) -> Iterator[torch.Tensor]:
+def spread(dataset: DomainDataset, number: int) -> Iterator[torch.Tensor]:
     """That many sequences, or all there are, at equal distances."""
     length = len(dataset)
     number = min(number, length)
