@@ -70,28 +70,7 @@ def make(commands: Commands, *, target: Mapping[str, int] | None = None) -> Way:
     tokens = _batches(prune) + _batches(go_on) + (-(-LOOKED_AT // go_on.global_train_batch_size) if fitted else 0)
     steps.append(_control(commands, [*general, *sizes], general, batches=tokens - 1))
     models = ("source", "sheared", *(["fitted"] if fitted else []), "final", "control")
-    read = [source if model == "source" else str(run / model) for model in models if model != "fitted"]
-    quality = commands.module(
-        "llmshearing.text_quality",
-        *read,
-        "--source",
-        source,
-        "--data",
-        data,
-        "--sequences",
-        "8",
-        "--out",
-        run / "quality.json",
-    )
-    speed = commands.module(
-        "llmshearing.inference_speed", source, run / "final", "--generate", "64", "--out", run / "speed.json"
-    )
-    samples = commands.module("demo.samples", *read[:3], "--out", run / "samples.json")
-    steps += [
-        Stage("quality", "ask what a reader would see", [quality], [run / "quality.json"]),
-        Stage("speed", "time generation", [speed], [run / "speed.json"]),
-        Stage("samples", "let them write", [samples], [run / "samples.json"]),
-    ]
+    steps += _measures(commands, [model for model in models if model != "fitted"])
     return Way(
         commands,
         steps,
@@ -118,6 +97,24 @@ def _control(commands: Commands, pruning: Sequence[str], training: Sequence[str]
     outputs = [commands.stage("control-prune"), sheared, commands.stage("control"), commands.run / "control"]
     recipes = [ROOT / commands.recipe(name) for name in ("prune", "continue")]
     return Stage("control", f"train {CONTROL}", steps, [*outputs, commands.losses("control")], recipes)
+
+
+def _measures(commands: Commands, models: Sequence[str]) -> list[Stage]:
+    """What a reader sees of the models: the source, the sheared one, what became of it, and the control."""
+    run, source = commands.run, commands.source
+    folders = [source if model == "source" else str(run / model) for model in models]
+    final = str(run / "final")
+    wanted = {name: run / f"{name}.json" for name in ("quality", "speed", "samples")}
+    quality = ["--source", source, "--data", str(run / "data"), "--sequences", "8"]
+    found = {
+        "quality": ("ask what a reader would see", ["llmshearing.text_quality", *folders, *quality]),
+        "speed": ("time generation", ["llmshearing.inference_speed", source, final, "--generate", "64"]),
+        "samples": ("let them write", ["demo.samples", *folders[:2], final]),
+    }
+    return [
+        Stage(name, title, [commands.module(*words, "--out", wanted[name])], [wanted[name]])
+        for name, (title, words) in found.items()
+    ]
 
 
 def _batches(recipe: Any) -> int:

@@ -189,7 +189,7 @@ def _summary(summary: dict[str, Any], colours: Mapping[str, str]) -> str:
         tables.append(_table("Proportions at the end of a stage", list(proportions), rows, colours))
     columns = {"tokens": _short, "wall_s": in_words}
     if present := [key for key in columns if summary.get(key)]:
-        stages = list(dict.fromkeys(stage for key in present for stage in summary[key]))
+        stages = list(dict.fromkeys(stage for key in reversed(present) for stage in summary[key]))
         rows = {
             stage: [columns[key](summary[key][stage]) if stage in summary[key] else "" for key in present]
             for stage in stages
