@@ -16,7 +16,6 @@ Prompts are random tokens and the likeliest token is taken, by stock ``transform
 from __future__ import annotations
 
 import argparse
-import logging
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,8 @@ from transformers import PreTrainedModel
 
 from llmshearing.arguments import whole
 from llmshearing.errors import InputError, cli
-from llmshearing.fileio import check_file_can_be_written, give_json
+from llmshearing.fileio import give_json
+from llmshearing.measuring import parse_measuring
 from llmshearing.reference_loss.evaluate import causal_config, load_model
 
 
@@ -164,12 +164,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", metavar="N", type=int, nargs="+", default=[1], help="sequences (default: 1)")
     parser.add_argument("--prompt", metavar="N", type=int, default=128, help="tokens before them (default: 128)")
     parser.add_argument("--rounds", metavar="N", type=int, default=3, help="medians of how many (default: 3)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on a GPU, else float32")
-    parser.add_argument("--out", help="write the JSON here instead of to stdout")
-    arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if arguments.out is not None:
-        check_file_can_be_written(arguments.out)
+    arguments = parse_measuring(parser, argv)
     found = inference_speed(
         arguments.models,
         generate=arguments.generate,

@@ -28,7 +28,8 @@ from transformers import PreTrainedModel
 from llmshearing.arguments import whole
 from llmshearing.data.prepared import open_split, spread
 from llmshearing.errors import InputError, cli
-from llmshearing.fileio import check_file_can_be_written, give_json
+from llmshearing.fileio import give_json
+from llmshearing.measuring import parse_measuring
 from llmshearing.reference_loss.evaluate import causal_config, check_length, load_model
 
 log = logging.getLogger(__name__)
@@ -149,12 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--source", required=True, help="the model that they come from")
     parser.add_argument("--data", required=True, help="folder that data_prep/prepare.py wrote; its eval split is read")
     parser.add_argument("--sequences", type=int, metavar="N", help="of each domain to look at (default: all)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on a GPU, else float32")
-    parser.add_argument("--out", help="write the JSON here instead of to stdout")
-    arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if arguments.out is not None:
-        check_file_can_be_written(arguments.out)
+    arguments = parse_measuring(parser, argv)
     found = text_quality(
         arguments.models,
         arguments.source,
