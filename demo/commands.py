@@ -67,6 +67,13 @@ class Commands:
         name = self.source if model == "source" else self.run / model
         return self.module("llmshearing.reference_loss", "eval", name, self.run / "data", "--out", self.losses(model))
 
+    def make(
+        self, to: str, recipe: str, *, by: str, stage: str | None = None, overrides: Sequence[str] = ()
+    ) -> list[list[str]]:
+        """Train by a recipe, in the folder of its name or of ``stage``, then ``shear`` or ``export``, then evaluate."""
+        stage = stage or recipe
+        return [self.train(recipe, stage, overrides), self.convert(by, stage, to), self.evaluate(to)]
+
     def stage(self, name: str) -> Path:
         """The run folder of a stage's training."""
         return self.run / "stages" / name

@@ -50,22 +50,14 @@ def make(commands: Commands, *, target: Mapping[str, int] | None = None) -> Way:
     if fitted:
         score = commands.module("llmshearing.score", source, scores, "--data", data, "--sequences", str(SCORED))
         steps.append(Stage("scores", "score the source's units", [score], [scores]))
-    pruning = [
-        commands.train("prune", "prune", [*general, *sizes]),
-        commands.convert("shear", "prune", "sheared"),
-        commands.evaluate("sheared"),
-    ]
+    pruning = commands.make("sheared", "prune", by="shear", overrides=[*general, *sizes])
     steps.append(commands.training("prune", "prune it to the target shape, and shear it", pruning, models=["sheared"]))
     if fitted:
         fit = commands.convert("shear", "prune", "fitted", "--fit", data, "--fit-sequences", str(FITTED))
         outputs = [run / "fitted", commands.losses("fitted")]
         title = "shear it, and fit what is left to the source's activations"
         steps.append(Stage("fit", title, [fit, commands.evaluate("fitted")], outputs))
-    training = [
-        commands.train("continue", "continue", general),
-        commands.convert("export", "continue", "final"),
-        commands.evaluate("final"),
-    ]
+    training = commands.make("final", "continue", by="export", overrides=general)
     steps.append(commands.training("continue", "train it further", training, models=["final"]))
     tokens = _batches(prune) + _batches(go_on) + (-(-LOOKED_AT // go_on.global_train_batch_size) if fitted else 0)
     steps.append(_control(commands, [*general, *sizes], general, batches=tokens - 1))
@@ -87,12 +79,11 @@ def _control(commands: Commands, pruning: Sequence[str], training: Sequence[str]
     chosen = [f"{settings}.selection=random", f"{settings}.scores=null", f"{settings}.warmup=null"]
     short = ["max_duration=1ba", "save_interval=1ba", "scheduler.t_warmup=0ba", "optimizer.lr=0.0"]
     sheared = commands.run / "control-sheared"
+    training = [*training, f"variables.sheared={sheared}", f"max_duration={batches}ba"]
     steps = [
         commands.train("prune", "control-prune", [*pruning, *chosen, *short]),
         commands.convert("shear", "control-prune", sheared.name),
-        commands.train("continue", "control", [*training, f"variables.sheared={sheared}", f"max_duration={batches}ba"]),
-        commands.convert("export", "control", "control"),
-        commands.evaluate("control"),
+        *commands.make("control", "continue", by="export", stage="control", overrides=training),
     ]
     outputs = [commands.stage("control-prune"), sheared, commands.stage("control"), commands.run / "control"]
     recipes = [ROOT / commands.recipe(name) for name in ("prune", "continue")]

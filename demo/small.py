@@ -16,8 +16,7 @@ def make(commands: Commands) -> Way:
     tokenizer = run / "tokenizer"
 
     def training(name: str, title: str, *, convert_by: str, to: str) -> Stage:
-        steps = [commands.train(name, name), commands.convert(convert_by, name, to), commands.evaluate(to)]
-        return commands.training(name, title, steps, models=[to])
+        return commands.training(name, title, commands.make(to, name, by=convert_by), models=[to])
 
     train_tokenizer = commands.script("train_tokenizer", run / "corpus", tokenizer, "--vocab-size", "4096")
     stages = [

@@ -31,7 +31,7 @@ def write_summary(way: Way, wall_s: Mapping[str, float]) -> None:
     folders = {model: commands.source if model == "source" else str(run / model) for model in models}
     losses = {model: read_json(ROOT / commands.losses(model))["losses"] for model in models}
     shapes = {model: ModelShape.from_hf_config(AutoConfig.from_pretrained(folders[model])) for model in models}
-    trained = {name: run / "stages" / name for name in way.trainings}
+    trained = {name: ROOT / commands.stage(name) for name in way.trainings}
     summary: dict[str, Any] = {
         "seed": OmegaConf.load(trained["prune"] / "recipe.yaml").seed,
         "control": way.control,

@@ -143,11 +143,13 @@ def demo() -> Source:
 
 
 REAL_TARGETS = {
-    "smollm2-97m": ({"num_hidden_layers": 24, "intermediate_size": 1152}, 3e-4),
-    "smollm2-58m": (
-        {"num_hidden_layers": 24, "hidden_size": 384, "intermediate_size": 1024, "num_attention_heads": 6},
-        3e-4,
-    ),
+    "smollm2-97m": {"num_hidden_layers": 24, "intermediate_size": 1152},
+    "smollm2-58m": {
+        "num_hidden_layers": 24,
+        "hidden_size": 384,
+        "intermediate_size": 1024,
+        "num_attention_heads": 6,
+    },
 }
 
 
@@ -171,13 +173,13 @@ def real(work: Path) -> dict[str, Source]:
             target=target,
             steps=100,
             batch_size=8,
-            lr=lr,
+            lr=3e-4,
             search=20,
             interval=50,
             warmup=5,
             bfloat16=True,
         )
-        for name, (target, lr) in REAL_TARGETS.items()
+        for name, target in REAL_TARGETS.items()
     }
 
 
