@@ -22,12 +22,14 @@ class Commands:
         num_processes: of training.
         given_source: the model to shear; ``source`` in the way's own folder if ``None``.
         runs: the folder that has a folder for each way, from the repository's root.
+        dtype: that models are measured in.
     """
 
     name: str
     num_processes: int = 1
     given_source: str | None = None
     runs: Path = Path("runs")
+    dtype: str = "float32"
 
     @property
     def run(self) -> Path:
@@ -65,7 +67,13 @@ class Commands:
     def evaluate(self, model: str) -> list[str]:
         """Losses of a model by domain."""
         name = self.source if model == "source" else self.run / model
-        return self.module("llmshearing.reference_loss", "eval", name, self.run / "data", "--out", self.losses(model))
+        command = self.module("llmshearing.reference_loss", "eval", name, self.run / "data", *self.measured)
+        return [*command, "--out", str(self.losses(model))]
+
+    @property
+    def measured(self) -> list[str]:
+        """The option for :attr:`dtype`."""
+        return ["--dtype", self.dtype]
 
     def make(
         self, to: str, recipe: str, *, by: str, stage: str | None = None, overrides: Sequence[str] = ()

@@ -48,7 +48,8 @@ def make(commands: Commands, *, target: Mapping[str, int] | None = None) -> Way:
         Stage("losses", "take reference losses", [commands.evaluate("source")], [commands.losses("source")]),
     ]
     if fitted:
-        score = commands.module("llmshearing.score", source, scores, "--data", data, "--sequences", str(SCORED))
+        options = ["--data", str(data), "--sequences", str(SCORED), *commands.measured]
+        score = commands.module("llmshearing.score", source, scores, *options)
         steps.append(Stage("scores", "score the source's units", [score], [scores]))
     pruning = commands.make("sheared", "prune", by="shear", overrides=[*general, *sizes])
     steps.append(commands.training("prune", "prune it to the target shape, and shear it", pruning, models=["sheared"]))
@@ -96,7 +97,7 @@ def _measures(commands: Commands, models: Sequence[str]) -> list[Stage]:
     folders = [source if model == "source" else str(run / model) for model in models]
     final = str(run / "final")
     wanted = {name: run / f"{name}.json" for name in ("quality", "speed", "samples")}
-    quality = ["--source", source, "--data", str(run / "data"), "--sequences", "8"]
+    quality = ["--source", source, "--data", str(run / "data"), "--sequences", "8", *commands.measured]
     found = {
         "quality": ("ask what a reader would see", ["llmshearing.text_quality", *folders, *quality]),
         "speed": ("time generation", ["llmshearing.inference_speed", source, final, "--generate", "64"]),

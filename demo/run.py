@@ -24,6 +24,7 @@ from demo.stages import run_stages
 from demo.summary import write_summary
 from llmshearing.errors import InputError, cli
 
+_DTYPES = {"real": "bfloat16", "paper": "bfloat16", "small": "float32"}  # a model of 135 M takes a third of the time
 FOLDERS = {"real": "demo", "paper": "demo-paper", "small": "demo-small"}
 
 
@@ -39,7 +40,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.way not in FOLDERS:
         raise InputError(f"There is no way '{arguments.way}'. Choose one of {', '.join(FOLDERS)}.")
-    commands = Commands(FOLDERS[arguments.way], arguments.n, _source(arguments.source))
+    commands = Commands(FOLDERS[arguments.way], arguments.n, _source(arguments.source), dtype=_DTYPES[arguments.way])
     if arguments.way == "small":
         if arguments.source is not None:
             raise InputError(f"The way 'small' trains its own source; '{arguments.source}' is for 'real' or 'paper'.")

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from llmshearing.arguments import whole
 from llmshearing.data.prepared import open_split, spread
@@ -35,7 +35,6 @@ from llmshearing.reference_loss.evaluate import causal_config, check_length, loa
 log = logging.getLogger(__name__)
 
 NUM_CHOICES = 4
-_AT_ONCE = 2048  # tokens per forward pass, and a sequence at least
 
 
 def text_quality(
@@ -80,16 +79,16 @@ def text_quality(
                 f"questions need {NUM_CHOICES} sequences of 4 tokens at least. Prepare more with --eval-sequences."
             )
     model = load_model(source, configs[source], dtype=dtype)
-    wanted = {domain: likeliest(model, ids, vocab_size) for domain, ids in rows.items()}
+    wanted = {domain: read(model, ids, vocab_size)[0] for domain, ids in rows.items()}
     del model  # before the next one is read
     found: dict[str, dict[str, Any]] = {}
     for name in models:
         model = load_model(name, configs[name], dtype=dtype)
-        agreement = {
-            domain: (likeliest(model, ids, vocab_size) == wanted[domain]).float().mean().item()
-            for domain, ids in rows.items()
-        }
-        choices = {domain: answered(model, *questions(ids)).float().mean().item() for domain, ids in rows.items()}
+        agreement, choices = {}, {}
+        for domain, ids in rows.items():
+            likeliest, answered = read(model, ids, vocab_size)
+            agreement[domain] = (likeliest == wanted[domain]).float().mean().item()
+            choices[domain] = answered.float().mean().item()
         found[name] = {
             "num_parameters": model.num_parameters(),
             "agreement": _with_mean(agreement),
@@ -97,16 +96,6 @@ def text_quality(
         }
         log.info("%s agrees with %s at %.1f%%.", name, source, 100 * found[name]["agreement"]["mean"])
     return found
-
-
-@torch.inference_mode()
-def likeliest(model: PreTrainedModel, ids: Tensor, vocab_size: int) -> Tensor:
-    """The likeliest next token after each but the last, (N, T - 1), for token ids (N, T)."""
-    parts = [
-        model(input_ids=part.to(model.device), use_cache=False).logits[:, :-1, :vocab_size].argmax(-1).cpu()
-        for part in ids.split(max(1, _AT_ONCE // ids.shape[1]))
-    ]
-    return torch.cat(parts)
 
 
 def questions(ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,16 +115,39 @@ def questions(ids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.inference_mode()
-def answered(model: PreTrainedModel, passages: Tensor, continuations: Tensor) -> Tensor:
-    """Which of :func:`questions` the model answers, (N,) bool: the true continuation is likelier than each other."""
-    length = continuations.shape[-1]
-    right = []
-    for passage, choices in zip(passages, continuations, strict=True):
-        ids = torch.cat([passage.expand(len(choices), -1), choices], dim=1).to(model.device)
-        logits = model(input_ids=ids, use_cache=False, logits_to_keep=length + 1).logits[:, :-1].float()
-        losses = functional.cross_entropy(logits.transpose(1, 2), ids[:, -length:], reduction="none").sum(-1)
-        right.append(bool(losses[0] < losses[1:].min()))
-    return torch.tensor(right)
+def read(model: PreTrainedModel, ids: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """Read a domain once, and of its questions only the other choices, behind what the passage left in the cache.
+
+    Args:
+        model: a causal LM of attention layers, in eval mode.
+        ids: tokens, (N, T), as :func:`questions` takes them.
+        vocab_size: tokens that may be the likeliest, from 0 on.
+
+    Returns:
+        The likeliest next token after each but the last, (N, T - 1), and which questions are answered, (N,) bool: the
+        true continuation is likelier than each other.
+    """
+    passages, continuations = questions(ids)
+    start, length = passages.shape[1], continuations.shape[-1]
+    likeliest, right = [], []
+    for row, choices in zip(ids.to(model.device), continuations.to(model.device), strict=True):
+        cache = DynamicCache()
+        logits = model(input_ids=row.unsqueeze(0), past_key_values=cache, use_cache=True).logits
+        likeliest.append(logits[0, :-1, :vocab_size].argmax(-1).cpu())
+        others = choices[1:]
+        cache.crop(start)
+        cache.batch_repeat_interleave(len(others))
+        behind = model(input_ids=others, past_key_values=cache, use_cache=True).logits[:, :-1]
+        first = logits[:, start - 1 : start]
+        losses = _losses(torch.cat([first.expand(len(others), -1, -1), behind], dim=1), others)
+        true = _losses(logits[:, start - 1 : start + length - 1], choices[:1])
+        right.append(bool(true[0] < losses.min()))
+    return torch.stack(likeliest), torch.tensor(right)
+
+
+def _losses(logits: Tensor, ids: Tensor) -> Tensor:
+    """Of whole continuations in nats, (choices,), from logits (choices, e, V) and tokens (choices, e)."""
+    return functional.cross_entropy(logits.float().transpose(1, 2), ids, reduction="none").sum(-1)
 
 
 def _with_mean(shares: Mapping[str, float]) -> dict[str, float]:

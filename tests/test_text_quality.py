@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from llmshearing.convert.commands import shear
 from llmshearing.errors import InputError
 from llmshearing.score import score_model
-from llmshearing.text_quality import NUM_CHOICES, answered, main, questions, text_quality
+from llmshearing.text_quality import NUM_CHOICES, main, questions, read, text_quality
 from tests.models import SIZES, make_model
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -79,8 +79,25 @@ def test_fewer_sequences_are_those_at_equal_distances(folders: dict[str, Path], 
 
 def test_random_weights_are_at_chance_on_text_that_means_nothing() -> None:
     torch.manual_seed(0)
-    right = answered(make_model("llama3"), *questions(torch.randint(3, SIZES["vocab_size"], (400, LENGTH))))
+    ids = torch.randint(3, SIZES["vocab_size"], (400, LENGTH))
+    _, right = read(make_model("llama3"), ids, SIZES["vocab_size"])
     assert abs(right.float().mean().item() - 1 / NUM_CHOICES) < 0.08
+
+
+@pytest.mark.parametrize("family", ["llama3", "mistral", "qwen2-window", "phi3", "gemma3"])
+@pytest.mark.parametrize("length", [9, LENGTH])
+def test_choices_behind_a_cached_passage_are_those_of_whole_sequences(family: str, length: int) -> None:
+    model = make_model(family, initializer_range=0.5)
+    ids = torch.randint(3, SIZES["vocab_size"], (24, length), generator=torch.Generator().manual_seed(length))
+    likeliest, right = read(model, ids, SIZES["vocab_size"] - 2)
+    with torch.inference_mode():
+        assert torch.equal(likeliest, model(input_ids=ids).logits[:, :-1, :-2].argmax(-1))
+        passages, continuations = questions(ids)
+        for passage, choices, answered in zip(passages, continuations, right.tolist(), strict=True):
+            whole = torch.cat([passage.expand(len(choices), -1), choices], dim=1)
+            log_probs = model(input_ids=whole).logits[:, len(passage) - 1 : -1].log_softmax(-1)
+            likelihoods = log_probs.gather(-1, choices.unsqueeze(-1)).sum((1, 2))
+            assert bool(likelihoods[0] > likelihoods[1:].max()) is answered
 
 
 @pytest.mark.parametrize(("number", "length"), [(4, 4), (5, 9), (16, 24), (33, 7)])
