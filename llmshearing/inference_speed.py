@@ -61,21 +61,32 @@ def inference_speed(
     Raises:
         InputError: a model cannot be read, or has fewer positions than are asked for.
     """
-    names = list(dict.fromkeys(models))
-    configs = {name: causal_config(name) for name in names}
+    configs = {name: causal_config(name) for name in models}
     texts = {name: config.get_text_config() for name, config in configs.items()}
     _check(texts, generate, batch_sizes, prompt, rounds)
     loaded = {name: load_model(name, config, dtype=dtype) for name, config in configs.items()}
+    return time_models(loaded, generate=generate, batch_sizes=batch_sizes, prompt=prompt, rounds=rounds)
+
+
+def time_models(
+    loaded: Mapping[str, PreTrainedModel],
+    *,
+    generate: Sequence[int],
+    batch_sizes: Sequence[int] = (1,),
+    prompt: int,
+    rounds: int,
+) -> list[dict[str, Any]]:
+    """Measure models that are there, by name; see :func:`inference_speed`."""
+    sizes = {name: model.config.get_text_config().vocab_size for name, model in loaded.items()}
     cases = [(size, length) for size in batch_sizes for length in generate]
     taken: dict[tuple[str, int, int], list[tuple[float, float]]] = {}
     memory: dict[tuple[str, int, int], int] = {}
-    with tqdm(total=len(cases) * (rounds + 1) * len(names), unit="run", desc="generate") as progress:
+    with tqdm(total=len(cases) * (rounds + 1) * len(loaded), unit="run", desc="generate") as progress:
         for size, length in cases:
             for number in range(rounds + 1):
                 for name, model in loaded.items():
-                    ids = torch.randint(
-                        texts[name].vocab_size, (size, prompt), generator=torch.Generator().manual_seed(number)
-                    )
+                    generator = torch.Generator().manual_seed(number)
+                    ids = torch.randint(sizes[name], (size, prompt), generator=generator)
                     seconds, peak = _generate(model, ids.to(model.device), length)
                     key = (name, size, length)
                     if number:  # the first round warms up
@@ -146,7 +157,7 @@ def _wait(gpu: bool) -> None:
         torch.cuda.synchronize()
 
 
-def _weights(models: dict[str, PreTrainedModel]) -> int:
+def _weights(models: Mapping[str, PreTrainedModel]) -> int:
     """Bytes of models' weights."""
     return sum(model.get_memory_footprint() for model in models.values())
 

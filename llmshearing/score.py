@@ -7,10 +7,15 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmshearing.errors import InputError, cli
 from llmshearing.fileio import check_file_can_be_written
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from llmshearing.pruning.scores import Scores
 
 log = logging.getLogger(__name__)
 
@@ -37,24 +42,36 @@ def score_model(
     """
     import torch  # which takes seconds, as the rest does
 
-    from llmshearing.architecture.shapes import ModelShape
-    from llmshearing.data.prepared import rows_in_turns
     from llmshearing.models.config import read_config
     from llmshearing.models.loading import default_device
     from llmshearing.models.pretrained import load_pretrained
-    from llmshearing.pruning.scoring import score
+
+    check_file_can_be_written(out)
+    rows = _rows(read_config(model_name), data, num_sequences)
+    model: Any = load_pretrained(model_name, dtype=getattr(torch, dtype)).to(default_device()).eval()  # type: ignore[arg-type]
+    _score(model, rows).save(out)
+    log.info("Scored '%s' on %d sequences: '%s'.", model_name, len(rows), out)
+
+
+def score_loaded(model: Any, data: str | Path, *, num_sequences: int = 32) -> Scores:
+    """The same of a model that is there, in eval mode, without a file."""
+    return _score(model, _rows(model.config, data, num_sequences))
+
+
+def _rows(config: Any, data: str | Path, num_sequences: int) -> Tensor:
+    from llmshearing.architecture.shapes import ModelShape
+    from llmshearing.data.prepared import rows_in_turns
 
     if num_sequences < 1:
         raise InputError(f"The number of sequences is {num_sequences}; it must be at least 1.")
-    check_file_can_be_written(out)
-    config = read_config(model_name)
     size, longest = ModelShape.from_hf_config(config).vocab_size, config.max_position_embeddings
-    taken = rows_in_turns(data, num_sequences, vocab_size=size, longest=longest)
-    device = default_device()
-    model: Any = load_pretrained(model_name, dtype=getattr(torch, dtype)).to(device).eval()  # type: ignore[arg-type]
-    batches = taken.to(device).split(math.gcd(len(taken), _AT_ONCE))
-    score(model, batches).save(out)
-    log.info("Scored '%s' on %d sequences: '%s'.", model_name, len(taken), out)
+    return rows_in_turns(data, num_sequences, vocab_size=size, longest=longest)
+
+
+def _score(model: Any, rows: Tensor) -> Scores:
+    from llmshearing.pruning.scoring import score
+
+    return score(model, rows.to(model.device).split(math.gcd(len(rows), _AT_ONCE)))
 
 
 @cli

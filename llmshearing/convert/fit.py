@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from llmshearing.architecture.config import sheared_config
+from llmshearing.architecture.layouts import EMBEDDING, LM_HEAD
 from llmshearing.convert.stored import StoredTensor
 from llmshearing.convert.weight_files import Entry
 from llmshearing.data.prepared import rows_in_turns
@@ -159,7 +160,7 @@ def fit_state_dict(
     """Shear the tensors of a model and fit them: :func:`~llmshearing.pruning.shear.shear_state_dict` and a fit.
 
     Args:
-        state_dict: tensors by Hugging Face name, of the source's shape.
+        state_dict: tensors by Hugging Face name, of the source's shape, a tied output layer among them or not.
         config: the source's Hugging Face config.
         shears: what is kept.
         data: see :class:`Fit`.
@@ -174,7 +175,10 @@ def fit_state_dict(
     """
     cut = shear_state_dict(state_dict, shears.masks, shears.source, shears.target)
     fit = Fit(state_dict.__getitem__, cut.__getitem__, config, shears, data=data, num_sequences=num_sequences)
-    fitted = {name: fit.tensor(name).to(cut[name].dtype) for name in fit.order(cut)}
+    tied = f"{LM_HEAD.name}.weight" if shears.source.tie_word_embeddings else None  # which a fit does not list
+    fitted = {name: fit.tensor(name).to(cut[name].dtype) for name in fit.order(cut.keys() - {tied})}
+    if tied in cut:
+        fitted[tied] = fitted[f"{EMBEDDING.name}.weight"]
     record = fit.finish()
     return (fitted if record["applied"] else cut), record
 

@@ -181,3 +181,9 @@ def test_a_state_dict_is_fitted_like_a_checkpoint(made: tuple[Path, Path], tmp_p
     assert fitted.keys() == written.keys()
     assert all(torch.equal(tensor, written[name]) for name, tensor in fitted.items())
     assert record == json.loads((tmp_path / "out/shearing.json").read_text())["fit"]
+    if shears.source.tie_word_embeddings:  # of which a model's own state dict has both names
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+        both, _ = fit_state_dict(tensors, config, shears, data=data, num_sequences=40)
+        assert both.keys() == {*fitted, "lm_head.weight"}
+        assert torch.equal(both.pop("lm_head.weight"), fitted["model.embed_tokens.weight"])
+        assert all(torch.equal(tensor, fitted[name]) for name, tensor in both.items())
