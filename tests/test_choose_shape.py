@@ -202,14 +202,15 @@ def test_the_best_few_are_fitted_timed_and_ranked(
     assert "guessed cost" in shown
 
 
-def test_a_model_may_be_of_its_config_alone(tmp_path: Path) -> None:
+def test_a_model_may_be_of_its_config_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     make_config("llama3").save_pretrained(tmp_path / "large")
     make_config("llama3", intermediate_size=40, num_hidden_layers=3).save_pretrained(tmp_path / "small")
     found = choose(str(tmp_path / "large"), like=str(tmp_path / "small"), context=64)
     wanted = ModelShape.from_hf_config(AutoConfig.from_pretrained(tmp_path / "small")).num_parameters()
     assert found["budget"] == {"name": "parameters", "wanted": wanted}
     assert all(abs(row["num_parameters"] / wanted - 1) <= 0.02 for row in found["candidates"])
-    assert any("the evenest cut comes first" in warning for warning in found["warnings"])
+    main([str(tmp_path / "large"), "--speed", "1.3x", "--context", "64"])
+    assert "the evenest cut comes first" in caplog.text
     half = choose(str(tmp_path / "large"), parameters=str(0.3 * found["source"]["num_parameters"]))
     assert any(warning.startswith("More than half of the model goes.") for warning in half["warnings"])
     assert len(half["stages"]) == 2

@@ -101,6 +101,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     for warning in found["warnings"]:
         log.warning("%s", warning)
+    if "guessed_cost" not in found["candidates"][0]:
+        log.warning(
+            "Nothing is known of the units, so the evenest cut comes first. Give --data, or --scores, to rank by what "
+            "a cut costs."
+        )
     if arguments.json is not None:
         give_json(None if arguments.json == "-" else arguments.json, found)
     if arguments.json != "-":

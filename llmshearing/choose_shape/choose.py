@@ -109,7 +109,7 @@ def choose(
         "budget": {"name": budget.name, "wanted": budget.wanted},
         "candidates": [rows[shape] for shape in order[:show]],
         "stages": stages(source, order[0].num_parameters()),
-        "warnings": _warnings(source, order[0], budget, found, known is not None),
+        "warnings": _warnings(source, order[0], budget, found),
     }
 
 
@@ -190,7 +190,7 @@ def _time(config: PretrainedConfig, rows: dict[ModelShape, dict[str, Any]]) -> N
         list(rows.values())[int(entry["model"])]["tokens_per_s"] = entry["decode_tokens_per_s"]
 
 
-def _warnings(source: ModelShape, first: ModelShape, budget: Budget, found: Found, knows: bool) -> list[str]:
+def _warnings(source: ModelShape, first: ModelShape, budget: Budget, found: Found) -> list[str]:
     warnings = []
     if not found.within:
         warnings.append(
@@ -207,10 +207,5 @@ def _warnings(source: ModelShape, first: ModelShape, budget: Budget, found: Foun
         warnings.append(
             "To reach the budget, more goes of a dimension than training usually repairs: "
             f"{1 - DEPTH:.0%} of the layers and {1 - WIDTH:.0%} of a width."
-        )
-    if not knows:
-        warnings.append(
-            "Nothing is known of the units, so the evenest cut comes first. Give --data, or --scores, to rank by what "
-            "a cut costs."
         )
     return warnings

@@ -26,7 +26,7 @@ def _num_bytes(text: str) -> int:
     return size
 
 
-def _target(sizes: list[str] | None) -> dict[str, Any] | None:
+def read_sizes(sizes: list[str] | None) -> dict[str, Any] | None:
     if sizes is None:
         return None
     target: dict[str, Any] = {}
@@ -108,7 +108,7 @@ def main() -> None:
             return
         options: dict[str, Any] = {}
         if arguments.command == "shear":
-            options = {"scores": arguments.scores, "target": _target(arguments.target)}
+            options = {"scores": arguments.scores, "target": read_sizes(arguments.target)}
             options |= {"fit": arguments.fit, "fit_sequences": arguments.fit_sequences}
         if options.get("fit") is None:
             torch.set_num_threads(1)  # memory sets the pace; threads would spin while they wait for a few MB
