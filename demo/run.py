@@ -21,7 +21,6 @@ from pathlib import Path
 from demo import real, small
 from demo.commands import ROOT, Commands
 from demo.stages import run_stages
-from demo.summary import write_summary
 from llmshearing.errors import InputError, cli
 
 _DTYPES = {"real": "bfloat16", "paper": "bfloat16", "small": "float32"}  # a model of 135 M takes a third of the time
@@ -48,6 +47,9 @@ def main() -> None:
     else:
         way = real.make(commands, target=None if arguments.source is None else _target(commands.source))
     wall_s = run_stages(way.stages, ROOT / commands.run / "records", root=ROOT)
+
+    from demo.summary import write_summary  # imports torch, whose memory the stages can use
+
     write_summary(way, wall_s)
 
 
