@@ -57,12 +57,14 @@ def test_small_recipes_have_the_stated_shapes(
 ) -> None:
     monkeypatch.chdir(tmp_path)  # before anything is prepared or trained
     source, target = SMALL_COUNTS[stage, name]
-    text, findings = run(recipe_of(stage, name), Devices(1))
+    recipe = recipe_of(stage, name)
+    text, findings = run(recipe, Devices(1))
     assert not findings.problems
     assert f": {source:,} parameters\n" in text
     assert ("target " in text) == (target is not None)
     assert target is None or f": {target:,} parameters, " in text
-    assert {f"runs/{stage}/data/train", f"runs/{stage}/data/eval"} <= set(re.findall(r"data '(.*?)'", str(findings)))
+    splits = ["train"] if recipe["eval_loader"] is None else ["train", "eval"]
+    assert {f"runs/{stage}/data/{split}" for split in splits} <= set(re.findall(r"data '(.*?)'", str(findings)))
 
 
 @pytest.mark.parametrize("name", COUNTS)
