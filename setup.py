@@ -34,8 +34,9 @@ setup(
         "numpy>=1.26,<2.3",
         "pyarrow>=14",
     ],
-    # LLM Foundry finds these by name once it is installed beside us; nothing here imports it.
     entry_points={
+        "console_scripts": ["llmshearing = llmshearing.__main__:main"],
+        # LLM Foundry finds these by name once it is installed beside us; nothing here imports it.
         "llmfoundry_algorithms": [
             "targeted_pruning = llmshearing.pruning.algorithm:TargetedPruning",
             "source_distillation = llmshearing.distillation:SourceDistillation",
