@@ -16,7 +16,7 @@ from demo.commands import ROOT, SEQ_LEN, Commands, Way
 from demo.stages import Stage
 
 CONTROL = "random units of the source, trained by the same recipe on as many tokens"
-SCORED, FITTED = 8, 24  # sequences
+SCORED, FITTED = 10, 24  # sequences
 LOOKED_AT = SCORED + FITTED + FITTED // 4  # those that tell what a fit is worth too
 REMEDY = (
     "Shear a model that you have by `make demo SOURCE=folder-or-hub-id`, or train a small source here by "
