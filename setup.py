@@ -42,10 +42,17 @@ setup(
             "source_distillation = llmshearing.distillation:SourceDistillation",
         ],
         "llmfoundry_callbacks": ["dynamic_batch_loading = llmshearing.data.callback:DynamicBatchLoading"],
-        "llmfoundry_dataloaders": ["dynamic_streaming = llmshearing.data.loaders:build_dynamic_streaming_dataloader"],
+        "llmfoundry_dataloaders": [
+            "dynamic_streaming = llmshearing.data.loaders:build_dynamic_streaming_dataloader",
+            "one_domain = llmshearing.data.evaluation:build_domain_dataloader",
+        ],
+        "llmfoundry_loggers": ["metrics_log = llmshearing.metrics_log:MetricsLog"],
         "llmfoundry_models": ["composer_llama = llmshearing.models.llama:ComposerLlama"],
     },
     extras_require={
+        "mlflow": ["mosaicml[mlflow]"],  # what Composer's logger of that name needs
+        "tensorboard": ["mosaicml[tensorboard]"],
+        "wandb": ["mosaicml[wandb]"],
         "flash": ["flash-attn>=2.7,<3"],
         "foundry": ["llm-foundry>=0.22,<0.23"],
         "real": ["gguf>=0.17", "accelerate>=1"],  # a real pre-trained model from the package registry, see data_prep/
@@ -53,6 +60,7 @@ setup(
             "hypothesis>=6.100",
             "pytest>=8",
             "pytest-xdist>=3.6",
+            "tensorboard>=2.9.1",  # its logger is tested
             "ruff>=0.14",
             "mypy>=1.18",
             "setuptools>=77",

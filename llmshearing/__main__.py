@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "reference-loss": ("llmshearing.reference_loss", (), "losses of a model by domain, or predicted ones"),
     "choose-shape": ("llmshearing.choose_shape", (), "shapes within a budget, ranked by what the cut costs"),
     "new-recipe": ("llmshearing.new_recipe", (), "both recipes for a model, a target and a budget of tokens"),
+    "recipe-keys": ("llmshearing.recipe_keys", (), "every key of a recipe, as a page"),
     "rotate": (_CONVERT, ("rotate",), "turn a model so that fewer hidden dimensions carry more"),
     "score": ("llmshearing.score", (), "what the units of a model are worth"),
     "train": ("composer.cli.launcher", ("-m", "llmshearing.train"), "prune, or train on, by a recipe"),

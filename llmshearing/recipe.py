@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from llmshearing.devices import fsdp_version
 from llmshearing.errors import InputError, one_line, unknown_name
-from llmshearing.registry import COMPONENTS
+from llmshearing.registry import COMPONENTS, LISTED
 from llmshearing.schema import KEYS, REQUIRED, Mapping, unfit
 
-_NAMED = ("model", "train_loader", "eval_loader", "optimizer", "scheduler")
+_NAMED = ("model", "train_loader", "optimizer", "scheduler")
 _COLLECTIONS = ("algorithms", "callbacks", "loggers")
 _LARGEST = 100_000  # values in a recipe, each alias counted as what it stands for
 
@@ -106,6 +106,8 @@ def _override(config: DictConfig, override: str) -> DictConfig:
         given = OmegaConf.from_dotlist([override])
         if _lacks(OmegaConf.to_container(given)):  # a merge would leave what was there
             raise InputError(f"'{override}': ??? stands for a value that is missing. Give {key} one.")
+        if isinstance(OmegaConf.select(config, key), ListConfig):  # which nothing but a list would merge with
+            OmegaConf.update(config, key, None)
         return OmegaConf.merge(config, given)  # type: ignore[return-value]
     except yaml.YAMLError as error:
         raise InputError(f"'{override}' has a value that is not YAML: {_reason(error)}") from error
@@ -129,13 +131,8 @@ def _check(recipe: dict[str, Any], path: str | Path) -> dict[str, Any]:
         raise InputError(f"Recipe '{path}' lacks {', '.join(missing)}.")
     complete = {name: key.check(name, recipe[name]) if name in recipe else key.default for name, key in KEYS.items()}
     for section in _NAMED:
-        settings = complete[section]
-        if settings is None:
-            continue
-        if "name" not in settings:
-            raise InputError(f"`{section}` in '{path}' needs a `name`: one of {', '.join(COMPONENTS[section])}.")
-        if str(settings["name"]) not in COMPONENTS[section]:
-            raise unknown_name(f"name of {section}", settings["name"], COMPONENTS[section])
+        _check_name(section, complete[section], COMPONENTS[section], path)
+    _check_evaluators(complete["eval_loader"], path)
     for section in _COLLECTIONS:
         for name, settings in complete[section].items():
             if name not in COMPONENTS[section]:
@@ -150,6 +147,30 @@ def _check(recipe: dict[str, Any], path: str | Path) -> dict[str, Any]:
     for key in ("eval_interval", "save_interval"):
         complete[key] = _in_batches(key, complete[key], complete["max_duration"])
     return complete
+
+
+def _check_name(section: str, settings: dict[str, Any], known: Iterable[str], path: str | Path) -> None:
+    if "name" not in settings:
+        raise InputError(f"`{section}` in '{path}' needs a `name`: one of {', '.join(known)}.")
+    if str(settings["name"]) not in known:
+        raise unknown_name(f"name of {section}", settings["name"], known)
+
+
+def _check_evaluators(settings: dict[str, Any] | list[dict[str, Any]] | None, path: str | Path) -> None:
+    """Check names and labels: a list is of evaluators of one domain each, a mapping stands for all."""
+    if settings is None:
+        return
+    if isinstance(settings, dict):
+        return _check_name("eval_loader", settings, {*COMPONENTS["eval_loader"]} - {LISTED}, path)
+    labels = set()
+    for place, entry in enumerate(settings):
+        label = entry.get("label")
+        if not isinstance(label, str) or not label:
+            raise InputError(f"eval_loader[{place}].label is {label!r}; it must be a domain's name.")
+        if label in labels:
+            raise InputError(f"eval_loader has two evaluators with the label '{label}': give each domain one.")
+        labels.add(label)
+        _check_name(f"eval_loader[{place}]", entry, [LISTED], path)
 
 
 def _in_batches(key: str, interval: str, max_duration: str) -> str:

@@ -14,7 +14,10 @@ from llmshearing.errors import InputError, below, one_line, unknown_name
 COMPONENTS: dict[str, dict[str, str]] = {
     "model": {"composer_llama": "llmshearing.models.llama:ComposerLlama"},
     "train_loader": {"dynamic_streaming": "llmshearing.data.loaders:build_dynamic_streaming_dataloader"},
-    "eval_loader": {"per_domain": "llmshearing.data.evaluation:build_evaluators"},
+    "eval_loader": {
+        "one_domain": "llmshearing.data.evaluation:build_domain_dataloader",
+        "per_domain": "llmshearing.data.evaluation:build_evaluators",
+    },
     "optimizer": {
         "decoupled_adamw": "composer.optim:DecoupledAdamW",
         "adamw": "torch.optim:AdamW",
@@ -46,6 +49,8 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "wandb": "composer.loggers:WandBLogger",
     },
 }
+
+LISTED = "one_domain"  # the eval_loader that a list is made of, as LLM Foundry wants it
 
 
 def resolve(kind: str, name: str) -> Callable[..., Any]:

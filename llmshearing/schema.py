@@ -63,6 +63,17 @@ class Mapping(Kind):
         return isinstance(value, dict)
 
 
+class Listing(Kind):
+    """A list of mappings, not empty; ``example`` is one of them."""
+
+    def __init__(self, example: str) -> None:
+        self.expected = f"a list of mappings such as {example}"
+
+    def fits(self, value: Any) -> bool:
+        """See :meth:`Kind.fits`."""
+        return isinstance(value, list) and bool(value) and all(isinstance(part, dict) for part in value)
+
+
 class Number(Kind):
     """A finite number from ``low`` to ``high``; whole if asked."""
 
@@ -196,7 +207,11 @@ KEYS: dict[str, Key] = {
     "tokenizer": Key(Mapping("{name: FOLDER}"), REQUIRED, "name: Hugging Face folder or hub id; kwargs for loading it"),
     "model": Key(Mapping(_NAMED), REQUIRED, "name: composer_llama, and its settings"),
     "train_loader": Key(Mapping(_NAMED), REQUIRED, "name: dynamic_streaming, and its settings"),
-    "eval_loader": Key(Mapping(_NAMED), None, "name: per_domain, and its settings: one evaluator per domain"),
+    "eval_loader": Key(
+        Either(Listing("{label: ..., name: one_domain, local: ...}"), Mapping("{name: per_domain, local: ...}")),
+        None,
+        "a list of evaluators, each with label, name: one_domain and its settings; or name: per_domain for all",
+    ),
     "optimizer": Key(Mapping(_NAMED), REQUIRED, "name, lr and other settings; of the weights"),
     "scheduler": Key(Mapping(_NAMED), REQUIRED, "name, t_warmup and other settings; of the weights' learning rate"),
     "algorithms": Key(Mapping("{targeted_pruning: {...}}"), {}, "what changes training; by name, with settings"),

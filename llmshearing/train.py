@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from composer import Trainer
 from composer.callbacks import CheckpointSaver
+from composer.core import Evaluator
 from composer.utils import dist, get_device
 from composer.utils.reproducibility import seed_all
 from omegaconf import OmegaConf
@@ -24,6 +25,7 @@ from llmshearing.dry_run.checks import check
 from llmshearing.dry_run.parts import Findings, check_length, open_data
 from llmshearing.dry_run.report import dry_run
 from llmshearing.errors import InputError, cli, naming, one_line
+from llmshearing.evaluators import build_recipe_evaluators
 from llmshearing.fileio import write_text
 from llmshearing.metrics_log import MetricsLog
 from llmshearing.parentage import end_with_parent
@@ -80,7 +82,7 @@ def build_trainer(recipe: dict[str, Any]) -> Trainer | None:
     trainer = Trainer(
         model=model,
         train_dataloader=train_loader,
-        eval_dataloader=evaluators,
+        eval_dataloader=evaluators or None,
         optimizers=_build(recipe, "optimizer", params=model.parameters()),
         schedulers=_build(recipe, "scheduler"),
         algorithms=algorithms,
@@ -92,6 +94,7 @@ def build_trainer(recipe: dict[str, Any]) -> Trainer | None:
         precision="fp32" if device.name == "cpu" and recipe["precision"] == "amp_bf16" else recipe["precision"],
         **{key: recipe[key] for key in _PASSED_ON},
     )
+    trainer.logger.log_hyperparameters(_flat(recipe))
     if recipe["autoresume"] and dist.get_global_rank() == 0:
         _count_earlier_checkpoints(trainer, Path(recipe["save_folder"]))
     return trainer
@@ -141,25 +144,20 @@ def _start(recipe: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Sta
     return chosen[0]
 
 
-def _build_data(recipe: dict[str, Any], tokenizer: PreTrainedTokenizerBase, findings: Findings) -> tuple[Any, Any]:
-    """The training data and, where there is an eval_loader, the evaluators.
+def _build_data(
+    recipe: dict[str, Any], tokenizer: PreTrainedTokenizerBase, findings: Findings
+) -> tuple[Any, list[Evaluator]]:
+    """The training data and the evaluators.
 
     Raises:
         InputError: as a dry run says it.
     """
-    train_loader = evaluators = None
+    train_loader, evaluators = None, []
     with findings.collect():
         batch_size = recipe["global_train_batch_size"] // dist.get_world_size()
         train_loader = _build(recipe, "train_loader", tokenizer=tokenizer, device_batch_size=batch_size)
         check_length(train_loader.dataloader.dataset, recipe["max_seq_len"])
-        if recipe["eval_loader"] is not None:
-            evaluators = _build(
-                recipe,
-                "eval_loader",
-                domains=train_loader.dataloader.dataset.domains,
-                batch_size=recipe["device_eval_batch_size"],
-                tokenizer=tokenizer,
-            )
+        evaluators = build_recipe_evaluators(recipe, train_loader.dataloader.dataset.domains, tokenizer)
     findings.refuse()
     return train_loader, evaluators
 
@@ -184,6 +182,15 @@ def _build_all(recipe: dict[str, Any], section: str) -> list[Any]:
 
 def _progress(recipe: dict[str, Any]) -> list[ProgressLine]:
     return [ProgressLine()] if recipe["progress_bar"] else []
+
+
+def _flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Settings by their dotted names, as loggers can compare them between runs."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        nested = isinstance(value, Mapping) and value
+        found |= _flat(value, f"{above}{key}.") if nested else {f"{above}{key}": value}
+    return found
 
 
 def _microbatch_size(size: int | str, device: str) -> int | str | None:

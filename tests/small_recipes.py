@@ -24,6 +24,9 @@ SHORT = {
     "save_interval": "2ba",
     "global_train_batch_size": 8,
     "train_loader.dataset.update_interval": 2,
+    "eval_loader": [
+        {"label": domain, "name": "one_domain", "local": f"data/mine/eval/{domain}"} for domain in ("code", "manual")
+    ],
 }
 
 

@@ -1,4 +1,4 @@
-"""The shipped recipes as their dry runs see them: shapes, the paper's settings, the README's estimates."""
+"""The shipped recipes as their dry runs see them: shapes, the paper's settings, the documented estimates."""
 
 from __future__ import annotations
 
@@ -130,14 +130,15 @@ def test_the_papers_settings(name: str) -> None:
 
 
 def table(heading: str) -> list[list[str]]:
-    """The cells of the first table under a heading of the README, without its header."""
-    section = (REPOSITORY / "README.md").read_text(encoding="utf-8").split(f"## {heading}\n")[1].split("\n## ")[0]
+    """The cells of the first table under a heading of ``docs/hardware.md``, without its header."""
+    page = (REPOSITORY / "docs" / "hardware.md").read_text(encoding="utf-8")
+    section = page.split(f"## {heading}\n")[1].split("\n## ")[0]
     rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("|")]
     return rows[2:]
 
 
 def test_the_hardware_table_is_what_dry_runs_print() -> None:
-    rows = table("Hardware")
+    rows = table("Estimates")
     assert [row[0] for row in rows] == [
         f"`{name}`" for name in COUNTS if name != "llama2-7b-to-2.7b-short" and not name.startswith("smollm2")
     ]

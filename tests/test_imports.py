@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import llmshearing
-from llmshearing.registry import resolve
+from llmshearing.registry import LISTED, resolve
 
 
 @pytest.mark.parametrize(
@@ -45,12 +45,15 @@ def test_other_names_are_not() -> None:
         ("algorithms", "source_distillation"),
         ("callbacks", "dynamic_batch_loading"),
         ("dataloaders", "dynamic_streaming"),
+        ("dataloaders", "one_domain"),
+        ("loggers", "metrics_log"),
         ("models", "composer_llama"),
     ],
 )
 def test_llm_foundry_finds_our_parts_by_the_names_that_recipes_use(kind: str, name: str) -> None:
     (entry,) = entry_points(group=f"llmfoundry_{kind}", name=name)
-    assert entry.load() is resolve({"dataloaders": "train_loader", "models": "model"}.get(kind, kind), name)
+    sections = {"dataloaders": "eval_loader" if name == LISTED else "train_loader", "models": "model"}
+    assert entry.load() is resolve(sections.get(kind, kind), name)
 
 
 def imported(path: Path, name: str) -> set[str]:

@@ -23,6 +23,7 @@ from tests.conftest import REPOSITORY
 from tests.training import dataset
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+PAGES = sorted([REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")])
 SNIPPETS = dict(
     re.findall(r"^## ([^\n]+)\n(?:(?!^## ).)*?^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
 )
@@ -82,13 +83,25 @@ def test_serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert "Once upon a time" in capsys.readouterr().out
 
 
-def test_files_that_are_named_exist() -> None:
-    links = re.findall(r"\]\(((?!http)[^)#]+)\)", README)
-    paths = re.findall(r"\b((?:yamls|data_prep|demo|benchmarks|llmshearing)/[\w./*-]+\.(?:yaml|py|md))", README)
-    assert len(links) > 10
-    assert len(paths) > 5
-    for name in {*links, *paths}:
-        assert list(REPOSITORY.glob(name.rstrip("/"))), name
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_files_that_are_named_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = re.findall(r"\]\(((?!http)[^)#]+)(?:#[^)]+)?\)", text)
+    for name in links:
+        assert (page.parent / name).exists(), name
+    for name in re.findall(
+        r"(?<![\w./])((?:yamls|data_prep|demo|benchmarks|llmshearing)/[\w./*-]+\.(?:yaml|py|md))", text
+    ):
+        assert list(REPOSITORY.glob(name)), name
+    assert page.name != "README.md" or len(links) > 10
+
+
+def test_headings_that_are_linked_exist() -> None:
+    for page in PAGES:
+        for name, anchor in re.findall(r"\]\(((?!http)[^)#]*)#([^)]+)\)", page.read_text(encoding="utf-8")):
+            target = (page.parent / name).read_text(encoding="utf-8") if name else page.read_text(encoding="utf-8")
+            headings = re.findall(r"^#+ (.*)$", target, re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}, anchor
 
 
 def test_modules_and_functions_that_are_named_exist() -> None:
@@ -102,6 +115,7 @@ def test_modules_and_functions_that_are_named_exist() -> None:
 
 
 def test_settings_that_are_named_exist() -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES if page.stem != "recipe_keys")
     for setting in (
         "device_train_microbatch_size",
         "global_train_batch_size",
@@ -109,5 +123,5 @@ def test_settings_that_are_named_exist() -> None:
         "save_interval",
         "dry_run",
     ):
-        assert setting in README
+        assert setting in text
         assert setting in KEYS

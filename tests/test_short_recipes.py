@@ -84,7 +84,7 @@ def test_the_short_recipes_end_in_a_distilled_model(
     assert {key: getattr(final.config, key) for key in TARGET} == TARGET
 
 
-def test_the_readme_says_what_the_short_recipes_take() -> None:
+def test_the_documents_say_what_the_short_recipes_take() -> None:
     """The dry run counts a teacher only where it is; here its shape is that of the recipe that prunes it."""
     prune, after = recipe_of("prune", NAME), recipe_of("continue", NAME)
     teacher, student = (
@@ -97,7 +97,7 @@ def test_the_readme_says_what_the_short_recipes_take() -> None:
         "training": tokens * estimates.training_flops(student, seq_len=length, checkpointing=True) / 150e12 / 3600,
         "teacher": tokens * estimates.forward_flops(teacher, seq_len=length) / 150e12 / 3600,
     }
-    sentence = " ".join((REPOSITORY / "README.md").read_text(encoding="utf-8").split())
+    sentence = " ".join((REPOSITORY / "docs" / "hardware.md").read_text(encoding="utf-8").split())
     found = re.search(rf"`{NAME}`[^.]*?(\S+) GPU-hours of training and (\S+) of its teacher", sentence)
     assert found is not None
     assert [float(number) for number in found.groups()] == pytest.approx(

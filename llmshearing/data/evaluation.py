@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
-from composer.core import Evaluator
+from composer.core import DataSpec, Evaluator
 from composer.utils import dist
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
@@ -16,6 +16,50 @@ from llmshearing.data.settings import whole
 from llmshearing.errors import InputError
 
 METRIC = "LanguageCrossEntropy"
+
+
+def build_domain_dataloader(
+    tokenizer: PreTrainedTokenizerBase | None,
+    device_batch_size: int,
+    local: str,
+    *,
+    remote: str | None = None,
+    seq_len: int | None = None,
+    num_workers: int = 0,
+    validate_hash: str | None = None,
+) -> DataSpec:
+    """One domain's evaluation data, with the arguments that LLM Foundry passes to a registered data loader.
+
+    Args:
+        tokenizer: the model's; token ids must be within its vocabulary. ``None``: not checked.
+        device_batch_size: sequences per rank and batch.
+        local: MDS folder of the domain, or where to put what ``remote`` has.
+        remote: where to fetch shards from.
+        seq_len: tokens per sequence, checked. ``None``: as the data has it.
+        num_workers: DataLoader processes per rank.
+        validate_hash: hash algorithm to check fetched shards with; the data must have been written with it.
+
+    Raises:
+        InputError: there is no such data, it has no sequences, or they do not fit.
+    """
+    whole("device_batch_size", device_batch_size, least=1)
+    whole("num_workers", num_workers)
+    check_hash(validate_hash)
+    if seq_len is not None:
+        whole("seq_len", seq_len, least=1)
+    check_folders("local", local, ())
+    if remote is not None:
+        check_folders("remote", remote, ())
+    data = DomainDataset(
+        os.path.basename(os.path.normpath(local)),
+        local,
+        remote=remote,
+        seq_len=seq_len,
+        vocab_size=None if tokenizer is None else len(tokenizer),
+        validate_hash=validate_hash,
+    )
+    sampler = dist.get_sampler(data, drop_last=False, shuffle=False)
+    return DataSpec(DataLoader(data, batch_size=device_batch_size, sampler=sampler, num_workers=num_workers))
 
 
 def build_evaluators(
@@ -53,29 +97,28 @@ def build_evaluators(
     if isinstance(domains, str) or not isinstance(domains, Iterable):
         raise InputError(f"domains: {domains!r} is not a list of names. Write it as [web, books].")
     whole("batch_size", batch_size, least=1)
-    whole("num_workers", num_workers)
-    check_hash(validate_hash)
-    if seq_len is not None:
-        whole("seq_len", seq_len, least=1)
     check_folders("local", local, ())
     if remote is not None:
         check_folders("remote", remote, ())
     for domain in domains:
-        data = DomainDataset(
-            domain,
+        loader = build_domain_dataloader(
+            tokenizer,
+            batch_size,
             os.path.join(local, domain),
             remote=remote and os.path.join(remote, domain),
             seq_len=seq_len,
-            vocab_size=None if tokenizer is None else len(tokenizer),
+            num_workers=num_workers,
             validate_hash=validate_hash,
         )
-        sampler = dist.get_sampler(data, drop_last=False, shuffle=False)
-        loader = DataLoader(data, batch_size=batch_size, sampler=sampler, num_workers=num_workers)
-        try:
-            evaluator = Evaluator(label=domain, dataloader=loader, metric_names=[METRIC], eval_interval=eval_interval)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise InputError(
-                f"eval_interval: {eval_interval!r} is not a time ({error}). Set it to one, such as 50ba."
-            ) from error
-        evaluators.append(evaluator)
+        evaluators.append(evaluator(domain, loader, eval_interval))
     return evaluators
+
+
+def evaluator(label: str, loader: DataSpec, eval_interval: str | None = None) -> Evaluator:
+    """What measures ``LanguageCrossEntropy`` on ``loader``; see :func:`build_evaluators`."""
+    try:
+        return Evaluator(label=label, dataloader=loader, metric_names=[METRIC], eval_interval=eval_interval)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"eval_interval: {eval_interval!r} is not a time ({error}). Set it to one, such as 50ba."
+        ) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from types import SimpleNamespace
 
 import numpy as np
@@ -72,12 +72,8 @@ def check_evaluators(state: State, dataset: DynamicStreamingDataset) -> None:
         InputError: an evaluator or its metric is missing, or it does not run at the next rounds' ends.
     """
     evaluators = {evaluator.label.removeprefix("eval/"): evaluator for evaluator in state.evaluators}
+    check_labels(evaluators, dataset.domains)
     for domain in dataset.domains:
-        if domain not in evaluators:
-            raise InputError(
-                f"Domain '{domain}' has no evaluator, so its proportion cannot be updated; evaluators: "
-                f"{', '.join(sorted(evaluators)) or 'none'}. Prepare an eval split of every domain."
-            )
         evaluator = evaluators[domain]
         if METRIC not in state.eval_metrics[evaluator.label]:
             raise InputError(f"The evaluator of domain '{domain}' does not compute {METRIC}.")
@@ -88,6 +84,20 @@ def check_evaluators(state: State, dataset: DynamicStreamingDataset) -> None:
                     f"batches ends. Set eval_interval to {dataset.update_interval}ba (update_interval), or to a part "
                     "of it."
                 )
+
+
+def check_labels(labels: Collection[str], domains: Iterable[str]) -> None:
+    """Check that every domain of the training data has an evaluator.
+
+    Raises:
+        InputError: names the domain.
+    """
+    for domain in domains:
+        if domain not in labels:
+            raise InputError(
+                f"Domain '{domain}' has no evaluator, so its proportion cannot be updated; evaluators: "
+                f"{', '.join(sorted(labels)) or 'none'}. Give eval_loader one, with an eval split of the domain."
+            )
 
 
 def _round_ends(state: State, dataset: DynamicStreamingDataset) -> list[int]:

@@ -20,8 +20,8 @@ from llmshearing.data.callback import DynamicBatchLoading
 from llmshearing.data.dataset import DynamicStreamingDataset
 from llmshearing.data.preflight import check_names
 from llmshearing.devices import parallelism
-from llmshearing.dry_run.schedule import updates_proportions
 from llmshearing.errors import InputError, one_line
+from llmshearing.evaluators import build_recipe_evaluators, eval_folders, updates_proportions
 from llmshearing.models.llama import ComposerLlama
 from llmshearing.pruning.masked import MaskedModel
 from llmshearing.pruning.scores import Scores
@@ -216,10 +216,9 @@ def open_data(recipe: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | No
     name, dataset = loader.pop("name"), loader.get("dataset") or {}
     files = [path for key in ("proportions", "start") if (path := _absent_file(dataset.get(key))) is not None]
     absent = [f"'{path}': pruning and `convert shear` write it" for path in dict.fromkeys(files)]
-    evaluation = dict(recipe["eval_loader"] or {})
     absent += [
         f"data '{local}': python data_prep/prepare.py writes it"
-        for local, remote in ((part.get("local"), part.get("remote")) for part in (dataset, evaluation))
+        for local, remote in ((dataset.get("local"), dataset.get("remote")), *eval_folders(recipe))
         if isinstance(local, str) and remote is None and not Path(local).is_dir()
     ]
     findings.absent += absent
@@ -234,7 +233,9 @@ def open_data(recipe: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | No
         shares = dict(zip(train.domains, train.rounds.at(train.rounds.start).proportions, strict=True))
     finally:
         train.unlink()
-    return Data(sequences, shares, _eval_sequences(recipe, evaluation, sequences, tokenizer))
+    evaluators = build_recipe_evaluators(recipe, sequences, tokenizer)
+    evaluation: list[Any] = [each.dataloader.dataloader for each in evaluators]
+    return Data(sequences, shares, sum(len(loader.dataset) for loader in evaluation))
 
 
 def check_length(dataset: DynamicStreamingDataset, max_seq_len: int) -> None:
@@ -247,16 +248,3 @@ def check_length(dataset: DynamicStreamingDataset, max_seq_len: int) -> None:
         raise InputError(
             f"The data holds sequences of {dataset.seq_len} tokens, but max_seq_len is {max_seq_len}: make them equal."
         )
-
-
-def _eval_sequences(
-    recipe: Mapping[str, Any],
-    settings: dict[str, Any],
-    domains: Mapping[str, int],
-    tokenizer: PreTrainedTokenizerBase | None,
-) -> int:
-    if not settings:
-        return 0
-    given = {"domains": list(domains), "batch_size": recipe["device_eval_batch_size"], "tokenizer": tokenizer}
-    evaluators = build("eval_loader", settings.pop("name"), settings, **given)
-    return sum(len(evaluator.dataloader.dataloader.dataset) for evaluator in evaluators)

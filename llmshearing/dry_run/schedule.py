@@ -9,6 +9,7 @@ from composer.core import Time, TimeUnit
 
 from llmshearing import devices
 from llmshearing.errors import InputError
+from llmshearing.evaluators import updates_proportions
 
 
 def batches(time: str | int, recipe: dict[str, Any], key: str) -> float:
@@ -32,15 +33,10 @@ def batches(time: str | int, recipe: dict[str, Any], key: str) -> float:
 
 def evaluation_interval(recipe: dict[str, Any]) -> tuple[str, float]:
     """The recipe key that sets how often domains are evaluated, and its value in batches."""
-    if own := (recipe["eval_loader"] or {}).get("eval_interval"):
+    settings = recipe["eval_loader"]
+    if isinstance(settings, dict) and (own := settings.get("eval_interval")):
         return "eval_loader.eval_interval", batches(own, recipe, "eval_loader.eval_interval")
     return "eval_interval", batches(recipe["eval_interval"], recipe, "eval_interval")
-
-
-def updates_proportions(recipe: dict[str, Any]) -> bool:
-    """Whether the data mix moves."""
-    loading = recipe["callbacks"].get("dynamic_batch_loading", {"update_type": "constant"})
-    return (loading or {}).get("update_type", "doremi") != "constant"
 
 
 def problems(recipe: dict[str, Any], *, num_devices: int) -> Iterator[str]:

@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     target = _target(arguments.target)
 
     from llmshearing.choose_shape.budget import read_amount  # these import torch and transformers, which takes seconds
-    from llmshearing.new_recipe.text import commands
+    from llmshearing.new_recipe.job import commands
     from llmshearing.new_recipe.write import write_recipes
 
     job = write_recipes(

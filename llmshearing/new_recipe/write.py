@@ -17,8 +17,9 @@ from llmshearing.data.prepared import open_split
 from llmshearing.errors import InputError
 from llmshearing.fileio import check_file_can_be_written, write_text
 from llmshearing.models.config import read_config
+from llmshearing.new_recipe.job import Job
 from llmshearing.new_recipe.plan import Machine, make_plan
-from llmshearing.new_recipe.text import Job, continue_recipe, prune_recipe
+from llmshearing.new_recipe.text import continue_recipe, prune_recipe
 from llmshearing.pruning.target import groups_to_prune
 
 log = logging.getLogger(__name__)

@@ -80,10 +80,23 @@ train_loader.dataset.download_retry=-1 => download_retry | -1
 train_loader.dataset.download_timeout=soon => download_timeout | 'soon'
 train_loader.dataset.cache_limit=lots => cache_limit | 'lots'
 eval_loader=5 => eval_loader | name
-eval_loader.name=per_domian => per_domian | per_domain
-eval_loader.local=5 => local | 5
-eval_loader.locla=x => locla | local
-eval_loader.num_workers=-1 => num_workers | -1
+eval_loader=[] => eval_loader | [] | label
+eval_loader=[code] => eval_loader | code | label
+eval_loader=[{name: one_domain, local: x}] => eval_loader[0].label | None
+eval_loader=[{label: code, local: x}] => eval_loader[0] | name | one_domain
+eval_loader=[{label: code, name: one_domian}] => eval_loader[0] | one_domian | one_domain
+eval_loader=[{label: code, name: per_domain}] => eval_loader[0] | per_domain | one_domain
+eval_loader=[{label: code, name: one_domain}] => code | local
+eval_loader=[{label: code, name: one_domain, local: 5}] => code | local | 5
+eval_loader=[{label: code, name: one_domain, local: []}] => code | local | []
+eval_loader=[{label: code, name: one_domain, local: runs/debug/data/eval/code}] => manual | evaluator
+eval_loader=[{label: code, name: one_domain, locla: x}] => code | locla | local
+eval_loader=[{label: a, name: one_domain}, {label: a, name: one_domain}] => eval_loader | 'a'
+eval_loader={name: per_domian} => per_domian | per_domain
+eval_loader={name: one_domain, local: x} => one_domain | per_domain
+eval_loader={name: per_domain, local: 5} => local | 5
+eval_loader={name: per_domain, locla: x} => locla | local
+eval_loader={name: per_domain, local: runs, num_workers: -1} => num_workers | -1
 optimizer=adamw => optimizer | name
 optimizer=null => optimizer
 optimizer.name=adam => adam | adamw
