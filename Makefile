@@ -20,7 +20,7 @@ PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 help:
 	@echo "make install    build $(VENV) from requirements.lock"
-	@echo "make demo       the whole method on a real pre-trained model, about 25 minutes on 2 CPU cores; SOURCE=folder"
+	@echo "make demo       the whole method on a real pre-trained model, about 15 minutes on 2 CPU cores; SOURCE=folder"
 	@echo "                or hub id for another, WAY=paper for learned masks, WAY=small for a source trained here"
 	@echo "make debug      20 batches of pruning on tiny data, to see that everything runs: under two minutes"
 	@echo "make test       all tests"

@@ -20,6 +20,7 @@ from composer.utils.reproducibility import seed_all
 from omegaconf import OmegaConf
 from transformers import PreTrainedTokenizerBase
 
+from llmshearing import environment
 from llmshearing.devices import check_device, parallelism
 from llmshearing.dry_run.checks import check
 from llmshearing.dry_run.parts import Findings, check_length, open_data
@@ -118,7 +119,9 @@ def train(recipe: dict[str, Any]) -> None:
     if trainer is None:
         return
     if dist.get_global_rank() == 0:
-        write_text(Path(recipe["save_folder"]).parent / "recipe.yaml", OmegaConf.to_yaml(OmegaConf.create(recipe)))
+        run = Path(recipe["save_folder"]).parent
+        write_text(run / "recipe.yaml", OmegaConf.to_yaml(OmegaConf.create(recipe)))
+        environment.record(run, dist.get_world_size())
     try:
         with naming(recipe["save_folder"]), cpu_autocast(recipe["precision"], trainer.state.device.name):
             trainer.fit()

@@ -107,9 +107,9 @@ def test_a_whole_run_shows_everything_in_the_order_it_happened(whole_run: Path) 
     headings = re.findall(r"<h2[^>]*>(.*?)</h2>", page)
     assert headings == ["Summary", "What they write", "prune", "after", "What was kept (final, sheared)"]
     assert list(pictures(page)) == [
-        "Training loss", "Domain proportions", "code", "wiki", "Layers", "Hidden size", "Intermediate size",
-        "Attention heads", "Key-value heads", "Distance from the final shape", "Layers and heads",
-        "Intermediate dimensions", "Hidden dimensions",
+        "Training loss", "Mean of the domains", "Domain proportions", "code", "wiki", "Layers", "Hidden size",
+        "Intermediate size", "Attention heads", "Key-value heads", "Distance from the final shape", "Speed",
+        "Layers and heads", "Intermediate dimensions", "Hidden dimensions",
     ]  # fmt: skip
 
 
@@ -161,7 +161,7 @@ def test_a_domain_has_one_colour_throughout(whole_run: Path) -> None:
 def test_the_heads_map_marks_exactly_the_kept_heads(whole_run: Path) -> None:
     svg = pictures(report(whole_run))["Layers and heads"]
     assert svg.count(f"fill: {ACCENT}") == 2 * 2  # two heads in each of two layers
-    assert svg.count("fill: #e4e7ec") == 3 * 4 - 4
+    assert svg.count("fill: var(--line)") == 3 * 4 - 4
 
 
 def test_dimensions_that_were_not_pruned_have_no_map(whole_run: Path) -> None:

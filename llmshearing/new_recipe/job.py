@@ -75,5 +75,5 @@ def commands(job: Job) -> list[str]:
         f"{convert} shear {run}/prune/checkpoints/latest-rank0.pt {run}/sheared{fit}",
         composer(job, "continue"),
         f"{convert} export {run}/continue/checkpoints/latest-rank0.pt {run}/final",
-        f"python -m llmshearing.report {run}/continue",
+        f"python -m llmshearing.report {run}",
     ]

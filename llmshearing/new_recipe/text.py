@@ -208,6 +208,7 @@ def _callbacks() -> list[_Line]:
         (f"    reference_losses: {losses}", "file that llmshearing.reference_loss wrote"),
         ("  speed_monitor:", "of Composer: samples, batches and tokens per second"),
         ("    window_size: 10", "int: batches that a speed is the mean of"),
+        ("  lr_monitor: {}", "of Composer: the learning rate, for the report"),
         ("", _NO_COMMENT),
     ]
 

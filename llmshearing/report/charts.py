@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from llmshearing.report.collect import Series, Stage
-from llmshearing.report.style import ACCENT, INK, MUTED, WARM, Picture, label_ends, over_batches, thin, to_svg
+from llmshearing.report.style import (
+    ACCENT,
+    INK,
+    MUTED,
+    PAPER,
+    WARM,
+    Picture,
+    draw,
+    label_ends,
+    over_batches,
+    thin,
+    to_svg,
+)  # fmt: skip
 
 _HEIGHT = 2.7  # inches
 
@@ -30,13 +43,25 @@ def training_loss(stage: Stage) -> list[Picture]:
     window = max(1, len(series.values) // 50)
     mean = np.convolve(series.values, np.full(window, 1 / window), mode="valid")
     centred = Series(series.batches[window // 2 :][: len(mean)], mean)
-    ax.plot(*_points(thin(series)), color=ACCENT, alpha=0.3, linewidth=1)
-    ax.plot(*_points(thin(centred)), color=ACCENT)
+    draw(ax, series, ACCENT, name="loss of a batch", alpha=0.3, linewidth=1)
+    draw(ax, centred, ACCENT, name="running mean")
     ax.set_ylabel("nats per token")
     note = f"Ends at {mean[-1]:.3f}."
     if window > 1:
         note += f" The dark line is a running mean over {window} batches."
     return [Picture("Training loss", to_svg(figure, f"Training loss over batches. {note}"), note)]
+
+
+def mean_loss(stage: Stage) -> list[Picture]:
+    """The mean of all domains' evaluation losses; nothing for a single domain."""
+    mean = stage.mean_loss()
+    if mean is None or len(stage.losses()) < 2:
+        return []
+    figure, (ax,) = over_batches(stage.num_batches, _HEIGHT)
+    draw(ax, mean, ACCENT, name="mean")
+    ax.set_ylabel("nats per token")
+    note = f"Ends at {mean.last:.3f}."
+    return [Picture("Mean of the domains", to_svg(figure, f"Mean evaluation loss over batches. {note}"), note)]
 
 
 def domain_losses(stage: Stage, colours: Mapping[str, str]) -> list[Picture]:
@@ -45,7 +70,7 @@ def domain_losses(stage: Stage, colours: Mapping[str, str]) -> list[Picture]:
     pictures = []
     for domain, series in stage.losses().items():
         figure, (ax,) = over_batches(stage.num_batches, _HEIGHT)
-        ax.plot(*_points(thin(series)), color=colours[domain], marker="o" if len(series.values) < 3 else None)
+        draw(ax, series, colours[domain], name=domain)
         note = f"Ends at {series.last:.3f}"
         if domain in references:
             reference = references[domain].last
@@ -67,7 +92,7 @@ def proportions(stage: Stage, colours: Mapping[str, str]) -> list[Picture]:
     stack = [np.append(_held(series, batches), series.last) for series in shares.values()]
     figure, (ax,) = over_batches(stage.num_batches, _HEIGHT)
     fills = [colours[domain] for domain in shares]
-    ax.stackplot(edges, stack, colors=fills, step="post", edgecolor="white", linewidth=0.8)
+    ax.stackplot(edges, stack, colors=fills, step="post", edgecolor=PAPER, linewidth=0.8)
     ax.set_ylim(0, 1)
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.set_ylabel("share of the data")
@@ -92,10 +117,11 @@ def dimensions(stage: Stage) -> list[Picture]:
         rows = [3.0] + [1.5 for row in (("undecided",), ("lambda", "phi")) if any(key in logged for key in row)]
         figure, (size, *rest) = over_batches(stage.num_batches, 0.6 + 0.65 * sum(rows), rows=rows)
         expected = logged["expected"]
-        size.plot(*_points(thin(expected)), color=ACCENT, label="expected")
+        draw(size, expected, ACCENT, name="expected", label="expected")
         note = f"Ends at {expected.last:.1f}"
         if "target" in logged:
-            size.plot(*_points(thin(logged["target"])), color=INK, linewidth=1.2, linestyle=(0, (4, 3)), label="target")
+            dashed: dict[str, Any] = {"linewidth": 1.2, "linestyle": (0, (4, 3))}
+            draw(size, logged["target"], INK, name="target", label="target", **dashed)
             note += f", target {logged['target'].last:.0f}"
         size.set_ylabel("size")
         size.set_ylim(bottom=0)
@@ -114,7 +140,7 @@ def dimensions(stage: Stage) -> list[Picture]:
             ax = next(remaining)
             for key, symbol, colour in (("lambda", "λ", ACCENT), ("phi", "φ", WARM)):
                 if key in logged:
-                    ax.plot(*_points(thin(logged[key])), color=colour, label=symbol)
+                    draw(ax, logged[key], colour, name=symbol, label=symbol)
             ax.set_ylabel("multipliers")
             ax.legend(loc="lower right", bbox_to_anchor=(1, 0.9), ncols=2, frameon=False, fontsize=10.5, borderpad=0)
         figure.align_ylabels()
@@ -133,7 +159,7 @@ def constraint(stage: Stage) -> list[Picture]:
         return []
     figure, panels = over_batches(stage.num_batches, 0.6 + 1.95 * len(curves), rows=[1] * len(curves))
     for ax, (label, series) in zip(panels, curves.items(), strict=True):
-        ax.plot(*_points(thin(series)), color=ACCENT)
+        draw(ax, series, ACCENT, name=label)
         ax.set_ylabel(label)
         if label == "distance":
             ax.yaxis.set_major_formatter(PercentFormatter(1))
@@ -144,11 +170,6 @@ def constraint(stage: Stage) -> list[Picture]:
         note = f"The worst group of units ends {curves['distance'].last:.1%} of its source size from its final size."
     svg = to_svg(figure, f"{' and '.join(curves)} over batches. {note}")
     return [Picture("Distance from the final shape", svg, note)]
-
-
-def _points(series: Series) -> tuple[np.ndarray, np.ndarray]:
-    """x and y to plot; infinite values leave a gap as NaN does."""
-    return series.batches, np.where(np.isfinite(series.values), series.values, np.nan)
 
 
 def _held(series: Series, batches: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import reduce
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import numpy as np
 
 from llmshearing.errors import InputError
 from llmshearing.fileio import files_below
-from llmshearing.report.records import read_shearing, read_summary
+from llmshearing.report.records import ENVIRONMENTS, read_environments, read_shearing, read_summary
 
 _LAST_BATCH = 2**53  # beyond it, a float is no longer a whole number
 _LARGEST = 1e100  # beyond it, a value cannot be drawn
@@ -42,6 +44,8 @@ class Stage:
 
     name: str
     series: dict[str, Series]
+    recipe: str = ""  # as it was resolved, in YAML
+    environments: list[dict[str, Any]] = field(default_factory=list)  # it ran in
 
     def group(self, prefix: str, suffix: str = "") -> dict[str, Series]:
         """The series whose names have this beginning and end, by what stands between them."""
@@ -58,6 +62,15 @@ class Stage:
         # LLM Foundry labels the evaluator of a domain eval/<domain>.
         by_domain = {label.removeprefix("eval/"): series for label, series in evaluated.items()}
         return by_domain or self.group("data/loss/")
+
+    def mean_loss(self) -> Series | None:
+        """The mean of the domains' evaluation losses, at batches after which all were evaluated."""
+        losses = list(self.losses().values())
+        if not losses:
+            return None
+        batches = reduce(np.intersect1d, [series.batches for series in losses])
+        rows = [series.values[np.searchsorted(series.batches, batches)] for series in losses]
+        return Series(batches, np.mean(rows, axis=0)) if len(batches) else None
 
     @property
     def num_batches(self) -> int:
@@ -123,8 +136,8 @@ def read_metrics(path: Path) -> dict[str, Series]:
 def collect(folder: str | Path) -> Run:
     """Read a run's folder.
 
-    ``metrics.jsonl`` is looked for in the folder and in its ``stages/*/``, ``shearing.json`` anywhere below, and
-    ``summary.json`` in the folder.
+    ``metrics.jsonl``, with ``recipe.yaml`` and ``environment.json`` beside it, is looked for in the folder, in ``*/``
+    and in ``stages/*/``, ``shearing.json`` anywhere below, and ``summary.json`` in the folder.
 
     Raises:
         InputError: no metrics are found, or a file cannot be read.
@@ -132,12 +145,21 @@ def collect(folder: str | Path) -> Run:
     root = Path(folder)
     name = root.resolve().name
     stages = []
-    for path in [root / "metrics.jsonl", *sorted(root.glob("stages/*/metrics.jsonl"))]:
+    paths = (sorted(root.glob(f"{pattern}metrics.jsonl")) for pattern in ("", "*/", "stages/*/"))
+    for path in chain.from_iterable(paths):
         if path.is_file() and (series := read_metrics(path)):
-            stages.append(Stage(name if path.parent == root else path.parent.name, series))
+            recipe, ran = path.with_name("recipe.yaml"), path.with_name(ENVIRONMENTS)
+            stages.append(
+                Stage(
+                    name if path.parent == root else path.parent.name,
+                    series,
+                    recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else "",
+                    read_environments(ran) if ran.is_file() else [],
+                )
+            )
     if not stages:
         raise InputError(
-            f"'{root}' holds no metrics (neither metrics.jsonl nor stages/*/metrics.jsonl). "
+            f"'{root}' holds no metrics (neither metrics.jsonl nor */metrics.jsonl nor stages/*/metrics.jsonl). "
             "Give the run folder of llmshearing.train, or of `make demo`."
         )
     stages.sort(key=lambda stage: stage.series["time"].values[0] if "time" in stage.series else 0.0)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from llmshearing.report.style import ACCENT, GRID, MUTED, Picture, figure_of, to_svg
+from llmshearing.report.style import ACCENT, GRID, MUTED, PAPER, Picture, figure_of, to_svg
 
 _KEPT = LinearSegmentedColormap.from_list("kept", [GRID, ACCENT])
 _COLUMNS = 1024  # wider maps are binned: each column then shows the share of its units that stay
@@ -93,7 +93,7 @@ def _image(ax: Axes, stay: np.ndarray) -> None:
     extent = (0, size, rows, 0)
     ax.imshow(binned(stay), cmap=_KEPT, vmin=0, vmax=1, aspect="auto", interpolation="nearest", extent=extent)
     for row in range(1, rows):
-        ax.axhline(row, color="white", linewidth=2)
+        ax.axhline(row, color=PAPER, linewidth=2)
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
 
 

@@ -9,15 +9,18 @@ from typing import Any
 import numpy as np
 
 from llmshearing.duration import in_words
-from llmshearing.report import charts
+from llmshearing.report import charts, training
 from llmshearing.report.collect import Run, Stage
 from llmshearing.report.maps import kept_maps
 from llmshearing.report.style import DOMAIN_COLOURS, FONT, Picture
 
 _CSS = """
-:root { color-scheme: light; --ink: #1f2328; --muted: #667085; --line: #e4e7ec; --paper: #fff; --accent: #0072b2; }
+:root { color-scheme: light dark; --ink: #1f2328; --muted: #667085; --line: #e4e7ec; --paper: #fff;
+  --ground: #f7f8fa; --accent: #0072b2; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e8eb; --muted: #9aa4b2; --line: #343a43; --paper: #1b1f24;
+  --ground: #111418; --accent: #56b4e9; } figure svg { filter: brightness(1.15); } }
 * { box-sizing: border-box; }
-body { margin: 0; background: #f7f8fa; color: var(--ink); font: 16px/1.55 FONT; }
+body { margin: 0; background: var(--ground); color: var(--ink); font: 16px/1.55 FONT; }
 main { max-width: 1240px; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .25rem; letter-spacing: -.015em; }
 h2 { font-size: 1.4rem; margin: 3.5rem 0 .1rem; letter-spacing: -.01em; scroll-margin-top: 1rem; }
@@ -35,6 +38,12 @@ figure { margin: 0; padding: .9rem 1rem .8rem; background: var(--paper); border:
   border-radius: 10px; }
 figure svg { display: block; width: 100%; height: auto; }
 figure svg text { font-family: FONT !important; }
+.point { fill: transparent; }
+.point:hover { fill: var(--ink); fill-opacity: .35; }
+details { margin: .5rem 0; }
+summary { cursor: pointer; color: var(--accent); }
+pre { overflow-x: auto; padding: .9rem 1rem; background: var(--paper); border: 1px solid var(--line);
+  border-radius: 10px; font-size: .85rem; line-height: 1.4; }
 figcaption { font-size: .9rem; line-height: 1.4; margin-bottom: .5rem; }
 figcaption strong { display: block; font-weight: 600; font-size: 1rem; }
 .dot { display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .45em; }
@@ -55,7 +64,10 @@ def render(run: Run) -> str:
     """The whole page as HTML that refers to nothing outside itself."""
     domains = run.domains()
     colours = {domain: DOMAIN_COLOURS[index % len(DOMAIN_COLOURS)] for index, domain in enumerate(domains)}
-    sections = [("Summary", _summary(run.summary, colours))] if run.summary else []
+    overview = _group("", "", training.compared(run.stages), column=560)
+    if run.summary:
+        overview = _summary(run.summary, colours) + overview
+    sections = [("Summary", overview)] if overview else []
     if samples := run.summary.get("samples"):
         sections.append(("What they write", _samples(samples)))
     sections += [(stage.name, _stage(stage, colours)) for stage in run.stages]
@@ -92,8 +104,9 @@ def _stage(stage: Stage, colours: Mapping[str, str]) -> str:
     reading = "Domain losses are on held-out text. Each picture has its own scale." if losses else ""
     if losses and stage.group("data/reference_loss/"):
         reading += " The dashed line is the reference loss: a domain gets more data while its curve is above it."
+    lines = charts.training_loss(stage) + charts.mean_loss(stage) + mix + losses
     parts += [
-        _group("Losses and data mix" if mix else "Losses", reading, charts.training_loss(stage) + mix + losses),
+        _group("Losses and data mix" if mix else "Losses", reading, lines),
         _group(
             "Towards the target shape",
             "Above: the size that the masks now expect (mean over layers where each layer has its own) should follow "
@@ -101,8 +114,22 @@ def _stage(stage: Stage, colours: Mapping[str, str]) -> str:
             "near 1; few should be left at the end. Below: the multipliers that press on the constraint, as means.",
             charts.dimensions(stage) + charts.constraint(stage),
         ),
+        _group("How it ran", "", training.training(stage, colours)),
+        _settings(stage),
     ]
     return "".join(parts)
+
+
+def _settings(stage: Stage) -> str:
+    """What the stage ran on, and its recipe, folded away."""
+    parts = []
+    for entry in stage.environments:
+        facts = " · ".join(f"{name} {value}" for name, value in entry.items())
+        parts.append(f'<p class="facts">{html.escape(facts)}</p>\n')
+    if stage.recipe:
+        recipe = html.escape(stage.recipe)
+        parts.append(f"<details><summary>The recipe, as it was resolved</summary>\n<pre>{recipe}</pre></details>\n")
+    return f"<h3>Settings</h3>\n{''.join(parts)}" if parts else ""
 
 
 def _kept(shearing: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from llmshearing.errors import InputError
 from llmshearing.fileio import read_json
 
+ENVIRONMENTS = "environment.json"  # beside a run's metrics: what it ran on, see llmshearing/environment.py
 _DIMENSIONS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 _LARGEST = 1 << 20  # of a dimension; a model has fewer units
 #: How deep the numbers of a summary lie, by key.
@@ -33,6 +34,18 @@ def read_summary(path: Path) -> dict[str, Any]:
         if model in losses and "mean" not in losses[model]:
             raise _damaged(path, f"'eval_loss' of '{model}' lacks 'mean'")
     return summary
+
+
+def read_environments(path: Path) -> list[dict[str, Any]]:
+    """What :func:`llmshearing.environment.record` wrote, the first first.
+
+    Raises:
+        InputError: it has another form.
+    """
+    found = read_json(path)
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        raise InputError(f"'{path}' is not a list of environments. Remove it: the next run writes it again.")
+    return found
 
 
 def read_shearing(path: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from llmshearing.report.collect import Series
 
-INK, MUTED, GRID, ACCENT, WARM = "#1f2328", "#667085", "#e4e7ec", "#0072b2", "#d55e00"
+INK, MUTED, GRID, PAPER, ACCENT, WARM = "#1f2328", "#667085", "#e4e7ec", "#fefefe", "#0072b2", "#d55e00"
 
 # Okabe and Ito's colours, which stay apart under the common kinds of colour blindness, with their yellow, too pale for
 # a white page, replaced by a dark violet. Past eight domains colours repeat; the labels still tell lines apart.
@@ -54,6 +54,11 @@ _RC: dict[Any, Any] = {
 # Inches, of 72 units each: a third of a desktop page or the whole of a phone, either of which shows text at its size.
 _WIDTH = 4.7
 _MAX_POINTS = 400
+_DOTS = 12  # so few points are dots on their line
+_MAX_HOVER = 100  # of them say their values
+_HOVER = "hover:"  # marks curves that do
+#: Colours that the page sets, so that pictures are dark where it is.
+_VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", PAPER: "--paper"}
 
 
 @dataclass(frozen=True)
@@ -89,11 +94,43 @@ def to_svg(figure: Figure, description: str) -> str:
     buffer = io.StringIO()
     with matplotlib.rc_context(_RC):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = buffer.getvalue()
+    svg = buffer.getvalue().replace("</svg>", _points(figure, figure.get_figheight() * 72) + "</svg>")
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, f"var({variable})")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r' (?:width|height)="[^"]*pt"', "", svg, count=2)  # the view box stays, the page sets the size
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # nothing refers to these, and they repeat from picture to picture
     return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(description)}"', 1)
+
+
+def draw(ax: Axes, series: Series, colour: str, *, name: str, x: str = "batch", **settings: Any) -> None:
+    """Plot a curve whose points say their values where a pointer rests on them; a few points stand as dots, whole."""
+    series = thin(series)
+    y = np.where(np.isfinite(series.values), series.values, np.nan)  # infinite values leave a gap as NaN does
+    dots: dict[str, Any] = {"marker": "o", "clip_on": False, "zorder": 3} if len(y) <= _DOTS else {}
+    (line,) = ax.plot(series.batches, y, color=colour, **dots, **settings)
+    line.set_gid(f"{_HOVER}{name}\n{x}")
+
+
+def _points(figure: Figure, height: float) -> str:
+    """Circles that nobody sees on the points of what :func:`draw` drew, each with a title, which browsers show."""
+    circles = []
+    for ax in figure.axes:
+        for line in ax.lines:
+            if not (gid := line.get_gid() or "").startswith(_HOVER):
+                continue
+            name, x = gid.removeprefix(_HOVER).split("\n")
+            values = np.asarray(line.get_xydata(), dtype=float)
+            values = values[np.isfinite(values).all(axis=1)]
+            values = values[:: -(-len(values) // _MAX_HOVER) or 1]
+            for (at, value), (left, up) in zip(values, ax.transData.transform(values), strict=True):
+                scale = 72 / figure.dpi
+                title = html.escape(f"{name}: {value:,.4g} at {x} {at:,.0f}")
+                circles.append(
+                    f'<circle class="point" cx="{left * scale:.1f}" cy="{height - up * scale:.1f}" r="5">'
+                    f"<title>{title}</title></circle>"
+                )
+    return "".join(circles)
 
 
 def thin(series: Series, *, limit: int = _MAX_POINTS) -> Series:
