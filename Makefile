@@ -22,7 +22,7 @@ help:
 	@echo "make install    build $(VENV) from requirements.lock"
 	@echo "make demo       the whole method on a real pre-trained model, about 15 minutes on 2 CPU cores; SOURCE=folder"
 	@echo "                or hub id for another, WAY=paper for learned masks, WAY=small for a source trained here"
-	@echo "make debug      20 batches of pruning on tiny data, to see that everything runs: under two minutes"
+	@echo "make debug      60 batches of pruning on tiny data, to see that everything runs: under two minutes"
 	@echo "make test       all tests"
 	@echo "make test-fast  those without training runs, for the inner loop: under three minutes"
 	@echo "make test-dist  only those that start several processes"

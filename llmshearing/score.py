@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmshearing.errors import InputError, cli
 from llmshearing.fileio import check_file_can_be_written
+from llmshearing.following import say_next
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         num_sequences=arguments.sequences,
         dtype=arguments.dtype,
     )
+    what = ("--scores", arguments.out, "--target", "SIZES", "--fit", arguments.data)
+    say_next("python", "-m", "llmshearing.convert", "shear", arguments.model, "OUT", *what)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from llmshearing.dry_run.report import dry_run
 from llmshearing.errors import InputError, cli, naming, one_line
 from llmshearing.evaluators import build_recipe_evaluators
 from llmshearing.fileio import write_text
+from llmshearing.following import command
 from llmshearing.metrics_log import MetricsLog
 from llmshearing.parentage import end_with_parent
 from llmshearing.progress import ProgressLine
@@ -38,7 +39,7 @@ from llmshearing.run_folder import claim
 from llmshearing.tokenizer import load_tokenizer
 from llmshearing.unfinished import checkpoints
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("llmshearing.train")  # also where the module is run, as __main__
 
 # Recipe keys that are the Trainer's own arguments of the same name.
 _PASSED_ON = (
@@ -134,6 +135,17 @@ def train(recipe: dict[str, Any]) -> None:
         ) from error
     finally:
         trainer.close()
+    if dist.get_global_rank() == 0:
+        log.info("Next: %s", _next(recipe))
+
+
+def _next(recipe: dict[str, Any]) -> str:
+    """What makes a model's folder of the run's checkpoint."""
+    run = Path(recipe["save_folder"]).parent
+    convert = ("python", "-m", "llmshearing.convert")
+    pruned = "targeted_pruning" in recipe["algorithms"]
+    step, out = ("shear", run.parent / "sheared") if pruned else ("export", run.parent / "final")
+    return command(*convert, step, f"{recipe['save_folder']}/latest-rank0.pt", out)
 
 
 def _start(recipe: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Start:

@@ -195,7 +195,7 @@ def test_data_that_is_here_is_checked(debug_folder: Path, monkeypatch: pytest.Mo
     text, findings = run(recipe_of("debug", "prune"), Devices(1))
     assert not findings.absent
     assert not findings.problems
-    assert "20 batches of 4 sequences of 128: 10,240" in text
+    assert "60 batches of 4 sequences of 128: 30,720" in text
     assert text.count(" passes at the first round's share") == 2
     _, findings = run(recipe_of("debug", "prune", "max_seq_len=64"), Devices(1))
     assert findings.problems == ["The data holds sequences of 128 tokens, but max_seq_len is 64: make them equal."]

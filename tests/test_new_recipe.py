@@ -204,4 +204,4 @@ def test_the_commands_that_are_printed_lead_to_a_model(
     assert {key: getattr(final.config, key) for key in target} == target
     record = json.loads(Path("runs/my/sheared/shearing.json").read_text())
     assert record["fit"]["losses"]["after"] < record["fit"]["losses"]["before"]
-    assert Path("runs/my/continue/report.html").is_file()
+    assert Path("runs/my/report.html").is_file()

@@ -51,7 +51,7 @@ def test_shear_your_own_model(forked: ForkServer, tmp_path: Path, monkeypatch: p
     final = AutoModelForCausalLM.from_pretrained("runs/mine/final")
     assert abs(final.num_parameters() / WANTED - 1) <= 0.02
     assert Path("runs/mine/final/tokenizer.json").exists()
-    assert list(Path("runs/mine/prune").glob("*.html"))
+    assert Path("runs/mine/report.html").is_file()
 
 
 @pytest.mark.slow

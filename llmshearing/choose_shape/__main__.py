@@ -18,6 +18,7 @@ from typing import Any
 
 from llmshearing.errors import InputError, cli
 from llmshearing.fileio import check_file_can_be_written, give_json
+from llmshearing.following import say_next
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +112,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.json != "-":
         sizes = " ".join(f"{name}={size}" for name, size in found["candidates"][0]["target"].items())
         sys.stdout.write(f"{table(found)}\n\nThe first one: --target {sizes}\n")
+        data, what = arguments.data or "DATA", ("--tokens", "TOKENS", "--run", "runs/mine", "--out", "my")
+        model = ("python", "-m", "llmshearing.new_recipe", arguments.model)
+        say_next(*model, "--data", data, "--target", *sizes.split(), *what)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import torch
 
 from llmshearing.convert.commands import export, shear
 from llmshearing.errors import InputError, cli
+from llmshearing.following import say_next
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9}
@@ -105,6 +106,7 @@ def main() -> None:
     try:
         if arguments.command == "rotate":
             _rotate(arguments)
+            say_next("python", "-m", "llmshearing.score", arguments.out, "SCORES", "--data", arguments.data)
             return
         options: dict[str, Any] = {}
         if arguments.command == "shear":
@@ -121,6 +123,11 @@ def main() -> None:
             overwrite=arguments.overwrite,
             **options,
         )
+        if arguments.command == "shear":
+            say_next("composer", "-m", "llmshearing.train", "RECIPE", f"variables.sheared={arguments.out}")
+        else:
+            what = ("--source", "MODEL", "--data", "DATA")
+            say_next("python", "-m", "llmshearing.text_quality", arguments.out, *what)
     except KeyboardInterrupt:  # said already; a traceback adds nothing
         raise SystemExit(130) from None
 

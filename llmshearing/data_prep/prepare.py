@@ -31,6 +31,7 @@ from llmshearing.data_prep.tokenize_file import TokenizedFile, finished_part, pa
 from llmshearing.data_prep.tokenizer import TOKEN_TYPES, Encoder, Tokenizer, load_tokenizer
 from llmshearing.data_prep.workers import tokenize_files
 from llmshearing.errors import InputError, cli, naming
+from llmshearing.following import say_next
 
 log = logging.getLogger("data_prep.prepare")
 
@@ -252,6 +253,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stderr.write("interrupted: the same command goes on from here\n")
         sys.exit(130)
     sys.stdout.write(_table(manifest) + "\n")
+    losses = f"{args.out}/reference_losses.json"
+    say_next("python", "-m", "llmshearing.reference_loss", "eval", args.tokenizer, args.out, "--out", losses)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Any
 
 from llmshearing.errors import cli
 from llmshearing.fileio import check_file_can_be_written, give_json
+from llmshearing.following import say_next
 from llmshearing.reference_loss.fit import predict, read_losses
 
 
@@ -51,6 +52,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         result = predict(read_losses(args.losses), num_parameters=args.num_parameters)
     give_json(args.out, result)
+    if args.command == "eval":
+        what = (
+            "--data",
+            args.data,
+            "--parameters",
+            "N",
+            "--tokens",
+            "N",
+            "--run",
+            "runs/mine",
+            "--out",
+            "my",
+        )
+        say_next("python", "-m", "llmshearing.new_recipe", args.model, *what)
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def curves(path: Path, prefixes: tuple[str, ...]) -> dict[str, list[float]]:
 
 
 def test_a_run_killed_and_resumed_is_that_of_our_own_trainer(world: Path, forked: ForkServer) -> None:
-    overrides = ["model.pretrained=grouped", "model.config=null", "save_overwrite=false"]
+    overrides = ["model.pretrained=grouped", "model.config=null", "save_overwrite=false", "max_duration=20ba"]
     overrides += ["autoresume=true", "save_num_checkpoints_to_keep=-1"]
     done = forked.run(
         ["composer", "-n", "1", "-m", "llmshearing.train", DEBUG, *overrides, "variables.run=runs/ours"],
