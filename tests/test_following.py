@@ -56,5 +56,5 @@ def test_each_command_names_the_next(forked: ForkServer, tmp_path: Path) -> None
     losses = ("--out", "losses.json")
     recipe = following("python", "-m", "llmshearing.reference_loss", "eval", "turned", data, *losses)
     assert recipe.startswith(f"python -m llmshearing.new_recipe turned --data {data} --parameters N ")
-    shape = following("python", "-m", "llmshearing.choose_shape", "turned", "--parameters", "0.05e6")
+    shape = following("python", "-m", "llmshearing.choose_shape", "turned", "--parameters", "0.08e6")
     assert re.match(r"python -m llmshearing.new_recipe turned --data DATA --target \w+=\d+ .*--tokens TOKENS", shape)
