@@ -54,7 +54,7 @@ setup(
         "tensorboard": ["mosaicml[tensorboard]"],
         "wandb": ["mosaicml[wandb]"],
         "flash": ["flash-attn>=2.7,<3"],
-        "foundry": ["llm-foundry>=0.22,<0.23"],
+        "foundry": ["llm-foundry>=0.22,<0.23", "setuptools>=77,<81"],  # it imports pkg_resources
         "real": ["gguf>=0.17", "accelerate>=1"],  # a real pre-trained model from the package registry, see data_prep/
         "dev": [
             "hypothesis>=6.100",

@@ -85,10 +85,9 @@ def test_a_run_killed_and_resumed_is_that_of_our_own_trainer(world: Path, forked
     process = foundry(overrides, world)
     while process.poll() is None and not (theirs / "checkpoints" / "ep0-ba10-rank0.pt").exists():
         time.sleep(0.05)
-    killed = process.poll() is None
+    assert process.poll() is None, (world / "output.txt").read_text()[-3000:]
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert killed, (world / "output.txt").read_text()[-3000:]
     assert foundry(overrides, world).wait(300) == 0, (world / "output.txt").read_text()[-3000:]
 
     followed = ("loss/train", "metrics/code", "metrics/manual", "data/", "pruning/")
