@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; see the module."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.choose_shape", description=__doc__)
     parser.add_argument("--source", default="stories", help="tiny or stories (default)")
-    parser.add_argument("--share", type=float, default=0.5, help="of the source's parameters (default: 0.5)")
+    parser.add_argument("--share", type=float, default=0.4, help="of the source's parameters (default: 0.4)")
     parser.add_argument("--shapes", type=int, default=3)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])

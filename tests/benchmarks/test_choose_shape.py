@@ -29,7 +29,7 @@ def test_every_shape_is_trained_and_the_table_has_the_coefficient(
 ) -> None:
     monkeypatch.setattr(choose_shape, "ROOT", tmp_path)
     monkeypatch.setattr(choose_shape, "FITTED", 2)
-    choose_shape.main(["--shared", str(shared), "--shapes", "2", "--steps", "12", "--seeds", "1"])
+    choose_shape.main(["--shared", str(shared), "--share", "0.5", "--shapes", "2", "--steps", "12", "--seeds", "1"])
     said = capsys.readouterr().out
     assert len(re.findall(r"^shape [12], seed 1: \d\.\d{4}$", said, re.MULTILINE)) == 2
     assert len(re.findall(r"^\| [12] \| .* \| 1 \|$", said, re.MULTILINE)) == 2
