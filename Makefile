@@ -24,7 +24,7 @@ help:
 	@echo "                or hub id for another, WAY=paper for learned masks, WAY=small for a source trained here"
 	@echo "make debug      60 batches of pruning on tiny data, to see that everything runs: under two minutes"
 	@echo "make test       all tests"
-	@echo "make test-fast  those without training runs, for the inner loop: under three minutes"
+	@echo "make test-fast  those without training runs, for the inner loop: about six minutes on two cores"
 	@echo "make test-dist  only those that start several processes"
 	@echo "make test-foundry  the recipes under LLM Foundry, in an environment of its own: about five minutes"
 	@echo "make faults     kill real work at 200 random moments, run it again, compare: about 40 minutes"
