@@ -6,11 +6,11 @@ import shlex
 import sys
 
 
-def command(*words: object) -> str:
-    """Words as a shell takes them; those in capitals are for the reader to fill in."""
-    return shlex.join(map(str, words))
+def command(template: str, **values: object) -> str:
+    """A command whose ``{names}`` are replaced by values as a shell takes them; words in capitals are the reader's."""
+    return template.format(**{name: shlex.quote(str(value)) for name, value in values.items()})
 
 
-def say_next(*words: object) -> None:
-    """Write the command that comes next to stderr, where it is in nobody's pipe."""
-    sys.stderr.write(f"Next: {command(*words)}\n")
+def say_next(template: str, **values: object) -> None:
+    """Write the command that comes next to stderr, where it is in nobody's pipe; see :func:`command`."""
+    sys.stderr.write(f"Next: {command(template, **values)}\n")

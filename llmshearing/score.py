@@ -93,8 +93,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         num_sequences=arguments.sequences,
         dtype=arguments.dtype,
     )
-    what = ("--scores", arguments.out, "--target", "SIZES", "--fit", arguments.data)
-    say_next("python", "-m", "llmshearing.convert", "shear", arguments.model, "OUT", *what)
+    say_next(
+        "python -m llmshearing.convert shear {model} OUT --scores {out} --target SIZES --fit {data}",
+        model=arguments.model,
+        out=arguments.out,
+        data=arguments.data,
+    )
 
 
 if __name__ == "__main__":

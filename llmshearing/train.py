@@ -142,10 +142,10 @@ def train(recipe: dict[str, Any]) -> None:
 def _next(recipe: dict[str, Any]) -> str:
     """What makes a model's folder of the run's checkpoint."""
     run = Path(recipe["save_folder"]).parent
-    convert = ("python", "-m", "llmshearing.convert")
     pruned = "targeted_pruning" in recipe["algorithms"]
     step, out = ("shear", run.parent / "sheared") if pruned else ("export", run.parent / "final")
-    return command(*convert, step, f"{recipe['save_folder']}/latest-rank0.pt", out)
+    checkpoint = f"{recipe['save_folder']}/latest-rank0.pt"
+    return command(f"python -m llmshearing.convert {step} {{checkpoint}} {{out}}", checkpoint=checkpoint, out=out)
 
 
 def _start(recipe: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Start:

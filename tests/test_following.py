@@ -16,7 +16,7 @@ RECIPE = str(REPOSITORY / "yamls" / "debug" / "prune.yaml")
 
 
 def test_words_are_quoted_for_a_shell() -> None:
-    assert command("python", Path("a b"), "OUT") == "python 'a b' OUT"
+    assert command("python {path} OUT", path=Path("a b")) == "python 'a b' OUT"
 
 
 def test_each_command_names_the_next(forked: ForkServer, tmp_path: Path) -> None:

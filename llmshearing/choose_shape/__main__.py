@@ -112,9 +112,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.json != "-":
         sizes = " ".join(f"{name}={size}" for name, size in found["candidates"][0]["target"].items())
         sys.stdout.write(f"{table(found)}\n\nThe first one: --target {sizes}\n")
-        data, what = arguments.data or "DATA", ("--tokens", "TOKENS", "--run", "runs/mine", "--out", "my")
-        model = ("python", "-m", "llmshearing.new_recipe", arguments.model)
-        say_next(*model, "--data", data, "--target", *sizes.split(), *what)
+        rest = f"--target {sizes} --tokens TOKENS --run runs/mine --out my"
+        data = arguments.data or "DATA"
+        say_next(f"python -m llmshearing.new_recipe {{model}} --data {{data}} {rest}", model=arguments.model, data=data)
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def main() -> None:
     try:
         if arguments.command == "rotate":
             _rotate(arguments)
-            say_next("python", "-m", "llmshearing.score", arguments.out, "SCORES", "--data", arguments.data)
+            say_next("python -m llmshearing.score {out} SCORES --data {data}", out=arguments.out, data=arguments.data)
             return
         options: dict[str, Any] = {}
         if arguments.command == "shear":
@@ -123,11 +123,11 @@ def main() -> None:
             overwrite=arguments.overwrite,
             **options,
         )
-        if arguments.command == "shear":
-            say_next("composer", "-m", "llmshearing.train", "RECIPE", f"variables.sheared={arguments.out}")
-        else:
-            what = ("--source", "MODEL", "--data", "DATA")
-            say_next("python", "-m", "llmshearing.text_quality", arguments.out, *what)
+        after = {
+            "shear": "composer -m llmshearing.train RECIPE variables.sheared={out}",
+            "export": "python -m llmshearing.text_quality {out} --source MODEL --data DATA",
+        }
+        say_next(after[arguments.command], out=arguments.out)
     except KeyboardInterrupt:  # said already; a traceback adds nothing
         raise SystemExit(130) from None
 

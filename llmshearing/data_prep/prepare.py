@@ -253,8 +253,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stderr.write("interrupted: the same command goes on from here\n")
         sys.exit(130)
     sys.stdout.write(_table(manifest) + "\n")
-    losses = f"{args.out}/reference_losses.json"
-    say_next("python", "-m", "llmshearing.reference_loss", "eval", args.tokenizer, args.out, "--out", losses)
+    say_next(
+        "python -m llmshearing.reference_loss eval {model} {data} --out {losses}",
+        model=args.tokenizer,
+        data=args.out,
+        losses=f"{args.out}/reference_losses.json",
+    )
 
 
 if __name__ == "__main__":

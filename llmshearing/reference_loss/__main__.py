@@ -53,19 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         result = predict(read_losses(args.losses), num_parameters=args.num_parameters)
     give_json(args.out, result)
     if args.command == "eval":
-        what = (
-            "--data",
-            args.data,
-            "--parameters",
-            "N",
-            "--tokens",
-            "N",
-            "--run",
-            "runs/mine",
-            "--out",
-            "my",
-        )
-        say_next("python", "-m", "llmshearing.new_recipe", args.model, *what)
+        rest = "--parameters N --tokens N --run runs/mine --out my"
+        say_next(f"python -m llmshearing.new_recipe {{model}} --data {{data}} {rest}", model=args.model, data=args.data)
 
 
 if __name__ == "__main__":

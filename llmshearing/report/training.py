@@ -26,7 +26,8 @@ def training(stage: Stage, colours: Mapping[str, str]) -> list[Picture]:
     """Speed from the log's own clock, then what callbacks logged, then how often each domain's data was read."""
     pictures = []
     if (speed := tokens_per_second(stage)) is not None:
-        pictures.append(_picture(stage, "Speed", speed, "tokens per second", f"Median {_median(speed):,.0f} tokens/s."))
+        note = f"Median {np.median(speed.values):,.0f} tokens/s."
+        pictures.append(_picture(stage, "Speed", speed, "tokens per second", note))
     for title, pattern, unit, form in _LOGGED:
         found = [series for name, series in sorted(stage.series.items()) if re.fullmatch(pattern, name)]
         if found and len(found[0].finite):
@@ -111,7 +112,3 @@ def _picture(stage: Stage, title: str, series: Series, unit: str, note: str) -> 
         ax.set_ylim(bottom=0)
     ax.set_ylabel(unit)
     return Picture(title, to_svg(figure, f"{title} over batches. {note}"), note)
-
-
-def _median(series: Series) -> float:
-    return float(np.median(series.values))
