@@ -63,6 +63,17 @@ def test_the_folder_of_all_runs_is_one_report(mine: Path) -> None:
     assert "Ends at 0.004." in page  # the learning rate
 
 
+def test_a_run_that_broke_down_is_still_compared_and_passes_need_no_proportions(mine: Path) -> None:
+    records = [{"batch": batch, "tokens": batch * 1000, "data/passes/new": batch / 4} for batch in (1, 2)]
+    for made, loss in zip(records, (3.0, "nan"), strict=True):
+        made |= {"metrics/code/LanguageCrossEntropy": loss}  # type: ignore[dict-item]
+    write_records(mine / "control", records)
+    page = report(mine)
+    assert "control ends at 3.000" in pictures(page)["Evaluation loss of the stages"]
+    assert "is NaN or infinite in 1 records, first at batch 2" in page
+    assert ">new 0.5<" in page
+
+
 def test_settings_and_machine_are_shown(mine: Path) -> None:
     page = report(mine)
     assert "<pre>run_name: &lt;mine&gt;\n</pre>" in page

@@ -99,7 +99,7 @@ class Run:
         """Every domain that appears anywhere, sorted, so that each keeps its colour throughout the report."""
         found: set[str] = set()
         for stage in self.stages:
-            found |= stage.losses().keys() | stage.group("data/proportion/").keys()
+            found |= stage.losses().keys() | stage.group("data/proportion/").keys() | stage.group("data/passes/").keys()
         for losses in self.summary.get("eval_loss", {}).values():
             found |= losses.keys() - {"mean"}
         return sorted(found)

@@ -85,8 +85,10 @@ def _over_tokens(stage: Stage) -> Series | None:
     mean, tokens = stage.mean_loss(), stage.series.get("tokens")
     if mean is None or tokens is None:
         return None
-    shared, at, where = np.intersect1d(mean.batches, tokens.batches, return_indices=True)
-    return Series(tokens.values[where], mean.values[at]) if len(shared) else None
+    _, at, where = np.intersect1d(mean.batches, tokens.batches, return_indices=True)
+    counts, losses = tokens.values[where], mean.values[at]
+    drawn = np.isfinite(counts) & np.isfinite(losses)  # a page names what is not, and where
+    return Series(counts[drawn], losses[drawn]) if drawn.any() else None
 
 
 def _passes(stage: Stage, colours: Mapping[str, str]) -> list[Picture]:
