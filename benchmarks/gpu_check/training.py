@@ -116,7 +116,8 @@ def _make_data(folder: Path) -> None:
 def _trainer(setup: Setup, name: str, *settings: str) -> Trainer:
     where = (f"variables.data={setup.folder}/data", f"variables.run={setup.folder}/{name}")
     device = "gpu" if setup.on_gpu else "cpu"
-    common = (f"tokenizer.name={setup.folder}/tokenizer", f"max_duration={BATCHES}ba", f"device={device}")
+    short = (f"max_duration={BATCHES}ba", f"algorithms.targeted_pruning.warmup={BATCHES // 2}ba")
+    common = (f"tokenizer.name={setup.folder}/tokenizer", f"device={device}", *short)
     torch.set_flush_denormal(True)
     trainer = build_trainer(load_recipe(RECIPE, (*where, *common, *settings)))
     assert trainer is not None  # else the run was finished

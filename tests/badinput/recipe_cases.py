@@ -119,7 +119,7 @@ scheduler.t_warmup=ten => scheduler.t_warmup | 'ten'
 scheduler.t_warmup=4 => scheduler.t_warmup | 4
 scheduler.t_warmup=-5ba => scheduler.t_warmup | '-5ba'
 scheduler.t_warmup=1.5ba => scheduler.t_warmup | '1.5ba'
-scheduler.t_warmup=30ba => scheduler.t_warmup | 30 | 20
+scheduler.t_warmup=70ba => scheduler.t_warmup | 70 | 60
 scheduler.t_warmup=[1] => scheduler.t_warmup | [1]
 scheduler.alpha_f=low => scheduler | alpha_f | low
 scheduler.alphaf=0.1 => scheduler | alphaf | alpha_f
@@ -144,7 +144,7 @@ algorithms.targeted_pruning.lr=fast => targeted_pruning | lr | 'fast'
 algorithms.targeted_pruning.lr=nan => targeted_pruning | lr | nan
 algorithms.targeted_pruning.warmup=soon => targeted_pruning | warmup | 'soon'
 algorithms.targeted_pruning.warmup=-5ba => targeted_pruning | warmup | '-5ba'
-algorithms.targeted_pruning.warmup=30ba => targeted_pruning | warmup | 30 | 20
+algorithms.targeted_pruning.warmup=70ba => targeted_pruning | warmup | 70 | 60
 algorithms.targeted_pruning.warmup=5 => targeted_pruning | warmup | 5
 algorithms.targeted_pruning.warmup=0.2dur | max_duration=81920tok => targeted_pruning.warmup | '0.2dur' | '81920tok'
 algorithms.targeted_pruning.search=0.5dur | max_duration=640sp => targeted_pruning.search | '0.5dur' | '640sp'
