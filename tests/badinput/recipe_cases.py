@@ -176,6 +176,11 @@ callbacks.dynamic_batch_loading.floor=2 => dynamic_batch_loading | floor | 2
 callbacks.dynamic_batch_loading.floor=low => dynamic_batch_loading | floor | 'low'
 callbacks.dynamic_batch_loading.max_change=-1 => dynamic_batch_loading | max_change | -1
 callbacks.dynamic_batch_loading.update_type=doremy => update_type | 'doremy' | doremi
+callbacks.dynamic_batch_loading.predict_references=perhaps => dynamic_batch_loading | predict_references | 'perhaps'
+callbacks.dynamic_batch_loading={update_type: ado, eta: 2} => dynamic_batch_loading | eta | 2 | ado
+callbacks.dynamic_batch_loading={update_type: ado, floor: 0.6} => floor | 0.6
+callbacks.dynamic_batch_loading={update_type: constant, predict_references: true} => predict_references | constant
+callbacks.dynamic_batch_loading={} => dynamic_batch_loading | reference_losses | predict_references
 callbacks.dynamic_batch_loading.clip=perhaps => dynamic_batch_loading | clip | 'perhaps'
 loggers=5 => loggers | 5
 loggers.wandbb={} => wandbb | wandb
