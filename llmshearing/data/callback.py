@@ -6,7 +6,7 @@ import inspect
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,19 +124,27 @@ class DynamicBatchLoading(Callback):
         if self.update_type == "constant":
             dataset.rounds.hold()
         else:
-            if self.update_type == "doremi" and (self.reference_losses or not self.predict_references):
-                check_names("reference losses", self.reference_losses, dataset.domains)
-            for domain in self.floor if isinstance(self.floor, Mapping) else ():
-                if domain not in dataset.domains:
-                    raise unknown_name("domain in floor", domain, dataset.domains)
+            self.check_domains(dataset.domains)
             check_evaluators(state, dataset)
-            current = dataset.rounds.at(sample).proportions
-            within_limits(current, current, floor=self._floor(dataset))  # refuses floors now, not after a round
             self._begin_history(sample, dataset)
         report_exhaustion(state, dataset)
         report_cache(dataset)
         if not sample:  # a resumed run has logged what it stands at
             self._log_use(state, logger, dataset)
+
+    def check_domains(self, domains: Sequence[str]) -> None:
+        """Check that references and floors fit the ``domains`` of the training data, before a round depends on it.
+
+        Raises:
+            InputError: a domain is missing or unknown, or the floors sum to more than 1.
+        """
+        if self.update_type == "doremi" and (self.reference_losses or not self.predict_references):
+            check_names("reference losses", self.reference_losses, domains)
+        for domain in self.floor if isinstance(self.floor, Mapping) else ():
+            if domain not in domains:
+                raise unknown_name("domain in floor", domain, domains)
+        even = [1 / len(domains)] * len(domains)
+        within_limits(even, even, floor=self._floors(domains))
 
     def eval_before_all(self, state: State, logger: Logger) -> None:
         """Forget the last evaluation."""
@@ -157,7 +165,7 @@ class DynamicBatchLoading(Callback):
         losses = [self._loss(domain) for domain in dataset.domains]
         current = dataset.rounds.at(sample).proportions
         self._history.add(sample, losses, current)
-        limits = {"floor": self._floor(dataset), "max_change": self._max_change}
+        limits = {"floor": self._floors(dataset.domains), "max_change": self._max_change}
         metrics = {"loss": losses}
         if self.update_type == "ado":
             known = self._history
@@ -244,9 +252,9 @@ class DynamicBatchLoading(Callback):
         end = last_batch(state, dataset) * dataset.global_batch_size
         return predicted_references(self._history.samples, self._history.losses, end, given)
 
-    def _floor(self, dataset: DynamicStreamingDataset) -> Any:
+    def _floors(self, domains: Sequence[str]) -> Any:
         if isinstance(self.floor, Mapping):
-            return [self.floor.get(domain, 0.0) for domain in dataset.domains]
+            return [self.floor.get(domain, 0.0) for domain in domains]
         return self.floor
 
     def _log_use(self, state: State, logger: Logger, dataset: DynamicStreamingDataset) -> None:

@@ -18,7 +18,6 @@ from llmshearing.architecture.families import FAMILIES
 from llmshearing.architecture.shapes import ModelShape
 from llmshearing.data.callback import DynamicBatchLoading
 from llmshearing.data.dataset import DynamicStreamingDataset
-from llmshearing.data.preflight import check_names
 from llmshearing.devices import parallelism
 from llmshearing.errors import InputError, one_line
 from llmshearing.evaluators import build_recipe_evaluators, eval_folders, updates_proportions
@@ -178,7 +177,7 @@ def build_rest(recipe: Mapping[str, Any], model: ComposerLlama, findings: Findin
 def _check_domains(recipe: Mapping[str, Any], loading: DynamicBatchLoading) -> None:
     proportions = (recipe["train_loader"].get("dataset") or {}).get("proportions")
     if isinstance(proportions, Mapping):
-        check_names("reference losses", loading.reference_losses, proportions)
+        loading.check_domains(list(proportions))
 
 
 def check_scores(path: Any, source: ModelShape, findings: Findings) -> None:

@@ -180,7 +180,9 @@ callbacks.dynamic_batch_loading.predict_references=perhaps => dynamic_batch_load
 callbacks.dynamic_batch_loading={update_type: ado, eta: 2} => dynamic_batch_loading | eta | 2 | ado
 callbacks.dynamic_batch_loading={update_type: ado, floor: 0.6} => floor | 0.6
 callbacks.dynamic_batch_loading={update_type: constant, predict_references: true} => predict_references | constant
-callbacks.dynamic_batch_loading={} => dynamic_batch_loading | reference_losses | predict_references
+callbacks.dynamic_batch_loading.floor=0.6 => floor | 0.6
+callbacks.dynamic_batch_loading.floor={cod: 0.1} => floor | cod | code
+callbacks.dynamic_batch_loading.reference_losses=null => dynamic_batch_loading | reference_losses | predict_references
 callbacks.dynamic_batch_loading.clip=perhaps => dynamic_batch_loading | clip | 'perhaps'
 loggers=5 => loggers | 5
 loggers.wandbb={} => wandbb | wandb
