@@ -25,6 +25,7 @@ from llmshearing.convert.stored import StoredTensor
 from llmshearing.convert.weight_files import DTYPES, Entry, write_shards
 from llmshearing.data.start import ORDER
 from llmshearing.errors import InputError
+from llmshearing.pruning.scores import Scores
 from llmshearing.pruning.shear import Placement
 
 log = logging.getLogger(__name__)
@@ -102,6 +103,8 @@ def shear(
             "kept": shears.describe(),
             **_data_record(checkpoint),
         }
+        if scores is not None:
+            record["scores"] = {"flops": Scores.load(scores).flops}
         files = folder_files(sheared_config(config, shears.target, shears.layers), tokenizer, entries[0].dtype, path)
         fitting = None
         if fit is not None:

@@ -15,7 +15,14 @@ import numpy as np
 
 from llmshearing.errors import InputError
 from llmshearing.fileio import files_below
-from llmshearing.report.records import ENVIRONMENTS, read_environments, read_shearing, read_summary
+from llmshearing.report.records import (
+    COMPUTE,
+    ENVIRONMENTS,
+    read_compute,
+    read_environments,
+    read_shearing,
+    read_summary,
+)
 
 _LAST_BATCH = 2**53  # beyond it, a float is no longer a whole number
 _LARGEST = 1e100  # beyond it, a value cannot be drawn
@@ -46,6 +53,7 @@ class Stage:
     series: dict[str, Series]
     recipe: str = ""  # as it was resolved, in YAML
     environments: list[dict[str, Any]] = field(default_factory=list)  # it ran in
+    compute: dict[str, float] = field(default_factory=dict)  # what a token cost, see llmshearing/compute.py
 
     def group(self, prefix: str, suffix: str = "") -> dict[str, Series]:
         """The series whose names have this beginning and end, by what stands between them."""
@@ -149,12 +157,14 @@ def collect(folder: str | Path) -> Run:
     for path in chain.from_iterable(paths):
         if path.is_file() and (series := read_metrics(path)):
             recipe, ran = path.with_name("recipe.yaml"), path.with_name(ENVIRONMENTS)
+            costs = path.with_name(COMPUTE)
             stages.append(
                 Stage(
                     name if path.parent == root else path.parent.name,
                     series,
                     recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else "",
                     read_environments(ran) if ran.is_file() else [],
+                    read_compute(costs) if costs.is_file() else {},
                 )
             )
     if not stages:

@@ -9,6 +9,7 @@ from llmshearing.errors import InputError
 from llmshearing.fileio import read_json
 
 ENVIRONMENTS = "environment.json"  # beside a run's metrics: what it ran on, see llmshearing/environment.py
+COMPUTE = "compute.json"  # beside a run's metrics: what a token of it cost, see llmshearing/compute.py
 _DIMENSIONS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 _LARGEST = 1 << 20  # of a dimension; a model has fewer units
 #: How deep the numbers of a summary lie, by key.
@@ -45,6 +46,19 @@ def read_environments(path: Path) -> list[dict[str, Any]]:
     found = read_json(path)
     if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
         raise InputError(f"'{path}' is not a list of environments. Remove it: the next run writes it again.")
+    return found
+
+
+def read_compute(path: Path) -> dict[str, float]:
+    """What :func:`llmshearing.compute.write_training_compute` wrote.
+
+    Raises:
+        InputError: it has another form.
+    """
+    found = read_json(path)
+    keys = {"model", "teacher", "evaluation", "scores", "num_parameters"}
+    if not (isinstance(found, dict) and found.keys() >= keys and _are_numbers(found, 1)):
+        raise InputError(f"'{path}' does not say what a token cost. Remove it: the next run writes it again.")
     return found
 
 
