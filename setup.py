@@ -41,7 +41,10 @@ setup(
             "targeted_pruning = llmshearing.pruning.algorithm:TargetedPruning",
             "source_distillation = llmshearing.distillation:SourceDistillation",
         ],
-        "llmfoundry_callbacks": ["dynamic_batch_loading = llmshearing.data.callback:DynamicBatchLoading"],
+        "llmfoundry_callbacks": [
+            "downstream_evaluation = llmshearing.downstream.callback:DownstreamEvaluation",
+            "dynamic_batch_loading = llmshearing.data.callback:DynamicBatchLoading",
+        ],
         "llmfoundry_dataloaders": [
             "dynamic_streaming = llmshearing.data.loaders:build_dynamic_streaming_dataloader",
             "one_domain = llmshearing.data.evaluation:build_domain_dataloader",
