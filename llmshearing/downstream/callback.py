@@ -21,8 +21,9 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
 from llmshearing.arguments import whole
-from llmshearing.downstream.evaluate import average, evaluate_task
+from llmshearing.downstream.evaluate import evaluate_task
 from llmshearing.downstream.suites import read_suite
+from llmshearing.downstream.table import average
 from llmshearing.downstream.tasks import LoadedTask, load_tasks, require_lm_eval
 from llmshearing.errors import InputError
 from llmshearing.schema import Time, unfit
@@ -46,7 +47,7 @@ class DownstreamEvaluation(Callback):
         suite: ``paper``, ``quick``, a file, or a folder of prepared data, see docs/downstream.md.
         interval: how often, as a time in batches, samples, tokens, or a share of the run.
         limit: questions of each task at most; all if ``None``.
-        batch_size: sequences of a forward pass on each rank.
+        eval_batch_size: sequences of a forward pass on each rank.
 
     Raises:
         InputError: a setting is wrong or lm-eval is not installed; or at the beginning of training a task cannot be
@@ -54,7 +55,7 @@ class DownstreamEvaluation(Callback):
     """
 
     def __init__(
-        self, suite: str | Path, *, interval: str = "1000ba", limit: int | None = None, batch_size: int = 8
+        self, suite: str | Path, *, interval: str = "1000ba", limit: int | None = None, eval_batch_size: int = 8
     ) -> None:
         require_lm_eval()
         if not isinstance(suite, (str, Path)) or not str(suite):
@@ -63,8 +64,8 @@ class DownstreamEvaluation(Callback):
             raise unfit("interval", interval, _INTERVAL)
         if limit is not None:
             whole("limit", limit, "it must be a whole number from 1 on, or be left out", least=1)
-        whole("batch_size", batch_size, "it must be a whole number from 1 on", least=1)
-        self.suite, self.limit, self.batch_size = read_suite(suite), limit, batch_size
+        whole("eval_batch_size", eval_batch_size, "it must be a whole number from 1 on", least=1)
+        self.suite, self.limit, self.eval_batch_size = read_suite(suite), limit, eval_batch_size
         self._is_due = create_interval_scheduler(
             interval, checkpoint_events=False, include_end_of_training=True, final_events={Event.BATCH_END}
         )
@@ -90,7 +91,7 @@ class DownstreamEvaluation(Callback):
             device = state.device.tensor_to_device(torch.empty(0)).device
             with _modes_kept(model):
                 self._lm = SharedLM(
-                    Trained(model, device), tokenizer, batch_size=self.batch_size, even=True, quiet=True
+                    Trained(model, device), tokenizer, batch_size=self.eval_batch_size, even=True, quiet=True
                 )
 
     def batch_end(self, state: State, logger: Logger) -> None:

@@ -6,7 +6,6 @@ import logging
 import math
 import os
 import random
-import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +21,8 @@ from torch import distributed
 from llmshearing.arguments import whole
 from llmshearing.downstream.cache import ResultCache
 from llmshearing.downstream.models import Candidate, candidates, dtype_of, tokens_by_model
-from llmshearing.downstream.suites import SHARES, read_suite
+from llmshearing.downstream.suites import read_suite
+from llmshearing.downstream.table import average
 from llmshearing.downstream.tasks import SEED, LoadedTask, load_tasks, require_lm_eval
 from llmshearing.errors import InputError
 
@@ -60,9 +60,9 @@ def downstream(
         cache: folder of results; ``None``: nothing is kept.
 
     Returns:
-        ``suite``, ``lm_eval`` (its version), ``dtype``, ``limit``; ``tasks`` with ``shots``, ``metric`` and
-        ``averaged``; ``models`` with ``num_parameters``, ``tokens`` where given, ``results`` (by task ``metrics``,
-        ``stderr``, ``num_questions``) and ``average``, that of the averaged tasks' metrics.
+        ``suite``, ``lm_eval`` (its version), ``dtype``, ``limit``; ``tasks`` with ``task`` (lm-eval's name), ``shots``,
+        ``metric`` and ``averaged``; ``models`` with ``num_parameters``, ``tokens`` where given, ``results`` (by task
+        ``metrics``, ``stderr``, ``num_questions``) and ``average``, that of the averaged tasks' metrics.
 
     Raises:
         InputError: a model, the suite or a task cannot be had, or they do not fit together; or a result is not finite.
@@ -93,14 +93,17 @@ def downstream(
         "lm_eval": version("lm_eval"),
         "dtype": dtype_of(dtype),
         "limit": limit,
-        "tasks": {task.name: {"shots": task.shots, "metric": task.metric, "averaged": task.averaged} for task in tasks},
+        "tasks": {
+            task.name: {
+                "task": task.lm_eval_name,
+                "shots": task.shots,
+                "metric": task.metric,
+                "averaged": task.averaged,
+            }
+            for task in tasks
+        },
         "models": found,
     }
-
-
-def average(scores: Mapping[str, float]) -> float | None:
-    """The mean over tasks; ``None`` of none."""
-    return statistics.mean(scores.values()) if scores else None
 
 
 def _check(limit: int | None, batch_size: int | str | None, parallelize: bool) -> None:
@@ -244,8 +247,3 @@ def _named(result: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, float
         name = metric.removesuffix("_stderr") + ("" if len(filters) == 1 else f",{by}")
         found[kind][name] = float(value)
     return found
-
-
-def is_share(metric: str) -> bool:
-    """Whether a metric is a share of questions, shown in percent."""
-    return metric.split(",")[0] in SHARES

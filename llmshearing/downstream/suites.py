@@ -99,6 +99,11 @@ _OF_KIND = {
 }
 
 
+def is_share(metric: str) -> bool:
+    """Whether a metric is a share of questions, shown in percent."""
+    return metric.split(",")[0] in SHARES
+
+
 def read_suite(name: str | Path) -> Suite:
     """A suite by its name; by a YAML or JSON file; or of a folder of prepared data, with both kinds of its questions.
 

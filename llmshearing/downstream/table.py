@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llmshearing.downstream.evaluate import average, is_share
 from llmshearing.downstream.published import PUBLISHED, SOURCE
-from llmshearing.downstream.suites import SUITES
+from llmshearing.downstream.suites import SUITES, is_share
 
 
 def published_rows(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Published figures of the tasks that a suite has by the paper's name, shots and metric.
 
     Args:
-        tasks: by name ``shots``, ``metric`` and ``averaged``, as in the results.
+        tasks: by name ``task`` (lm-eval's name), ``shots``, ``metric`` and ``averaged``, as in the results.
 
     Returns:
         By model ``num_parameters``, ``tokens``, ``scores`` (shares, by task) and ``average``: over the averaged tasks
         of the suite, where all of them are published; nothing where no task is.
     """
-    of_paper = {entry.name: (entry.shots, entry.metric) for entry in SUITES["paper"].entries}
-    same = [name for name, task in tasks.items() if of_paper.get(name) == (task["shots"], task["metric"])]
+    of_paper = {entry.name: (entry.task, entry.shots, entry.metric) for entry in SUITES["paper"].entries}
+    same = [name for name, task in tasks.items() if of_paper.get(name) == (task["task"], task["shots"], task["metric"])]
     averaged = [name for name, task in tasks.items() if task["averaged"]]
     rows = {}
     for row in PUBLISHED:
@@ -37,28 +37,40 @@ def published_rows(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str
     return {model: row for model, row in rows.items() if row["scores"]}
 
 
-def markdown(found: Mapping[str, Any]) -> str:
-    """The table of what :func:`~llmshearing.downstream.evaluate.downstream` returns.
+def average(scores: Mapping[str, float]) -> float | None:
+    """The mean over tasks; ``None`` of none."""
+    return statistics.mean(scores.values()) if scores else None
+
+
+def table_of(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]], list[str]]:
+    """What a table of what :func:`~llmshearing.downstream.evaluate.downstream` returns shows.
 
     Shares are in percent. Shots stand behind the name of a task, and its metric where that is not ``acc``.
+
+    Returns:
+        The headings, a row for each model and then each published one, and notes to stand below.
     """
     tasks = found["tasks"]
     header = ["model", "parameters", "tokens", *(_heading(name, task) for name, task in tasks.items()), "average"]
     names = _short_names(list(found["models"]))
-    rows = []
+    rows, notes = [], []
     for model, entry in found["models"].items():
         scores = {name: entry["results"][name]["metrics"][task["metric"]] for name, task in tasks.items()}
         rows.append(_row(names[model], entry, scores, tasks))
-    for model, entry in published_rows(tasks).items() if found["limit"] is None else ():
-        rows.append(_row(f"{model} *", entry, entry["scores"], tasks))
-    widths = [max(len(row[place]) for row in [header, *rows]) for place in range(len(header))]
-    lines = [_line(header, widths), _line(["-" * width for width in widths], widths)]
-    lines += [_line(row, widths) for row in rows]
-    if len(rows) > len(found["models"]):
-        lines += ["", f"\\* as published: {SOURCE}; averages are over the tasks shown."]
     if found["limit"] is not None:
-        lines += ["", f"Of each task {found['limit']} questions at most: for a look, and not to be compared."]
-    return "\n".join(lines) + "\n"
+        notes.append(f"Of each task {found['limit']} questions at most: for a look, and not to be compared.")
+    elif published := published_rows(tasks):
+        rows += [_row(f"{model} *", entry, entry["scores"], tasks) for model, entry in published.items()]
+        notes.append(f"* as published: {SOURCE}; averages are over the tasks shown.")
+    return header, rows, notes
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """The table as Markdown; see :func:`table_of`."""
+    header, rows, notes = table_of(found)
+    widths = [max(len(row[place]) for row in [header, *rows]) for place in range(len(header))]
+    lines = [_line(row, widths) for row in (header, ["-" * width for width in widths], *rows)]
+    return "\n".join([*lines, *(part for note in notes for part in ("", note.replace("*", "\\*")))]) + "\n"
 
 
 def _heading(name: str, task: Mapping[str, Any]) -> str:

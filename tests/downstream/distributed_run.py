@@ -32,7 +32,7 @@ def main(out: str, options: str) -> None:
 
     without = train()
     # An odd number of questions: one rank has one more.
-    trainer = train(DownstreamEvaluation(settings["data"], interval="2ba", limit=9, batch_size=4))
+    trainer = train(DownstreamEvaluation(settings["data"], interval="2ba", limit=9, eval_batch_size=4))
     (memory,) = (logger for logger in trainer.logger.destinations if isinstance(logger, InMemoryLogger))
     result = {
         "logged": {name: logged(trainer, name) for name in memory.data if name.startswith("downstream/")},

@@ -106,8 +106,8 @@ def test_the_masked_model_is_evaluated(world: dict[str, str]) -> None:
 def test_what_cannot_work_is_refused_before_the_first_batch(world: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="callbacks.downstream_evaluation.interval is 'often'; it must be a time"):
         build("callbacks", "downstream_evaluation", {"suite": "quick", "interval": "often"})
-    with pytest.raises(InputError, match="batch_size is 0"):
-        evaluation(world, batch_size=0)
+    with pytest.raises(InputError, match="eval_batch_size is 0"):
+        evaluation(world, eval_batch_size=0)
     with pytest.raises(InputError, match="Unknown suite 'quik'. Did you mean 'quick'"):
         DownstreamEvaluation("quik")
     trainer = make_trainer(callbacks=[evaluation(world)])
