@@ -56,7 +56,7 @@ setup(
         "mlflow": ["mosaicml[mlflow]"],  # what Composer's logger of that name needs
         "tensorboard": ["mosaicml[tensorboard]"],
         "wandb": ["mosaicml[wandb]"],
-        "eval": ["lm-eval>=0.4.9,<0.5"],
+        "eval": ["lm-eval>=0.4.13,<0.5"],
         "tune": ["trl>=0.19,<0.25", "peft>=0.16,<0.19"],
         "flash": ["flash-attn>=2.7,<3"],
         "foundry": ["llm-foundry>=0.22,<0.23", "setuptools>=77,<81"],  # it imports pkg_resources

@@ -23,6 +23,7 @@ import os
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from llmshearing.downstream.evaluate import downstream
 from llmshearing.downstream.table import markdown, published_rows
 from llmshearing.errors import InputError, cli
 from llmshearing.fileio import check_file_can_be_written, write_json
+from llmshearing.following import say_next
 
 CACHE = "runs/downstream"
 
@@ -79,6 +81,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             if arguments.out is not None:
                 write_json(arguments.out, {**found, "published": published_rows(found["tasks"])})
             sys.stdout.write(markdown(found))
+            if arguments.out is not None and Path(arguments.out).name == "downstream.json":
+                say_next("python -m llmshearing.report {run}", run=Path(arguments.out).parent)
     finally:
         if with_others:
             distributed.destroy_process_group()

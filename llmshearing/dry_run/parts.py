@@ -203,8 +203,9 @@ def _absent_file(value: Any) -> str | None:
 def _absent_suite(name: str, settings: Mapping[str, Any] | None) -> str | None:
     """The file, or folder of prepared data, of downstream tasks that is still to be made."""
     suite = (settings or {}).get("suite")
-    is_path = name == "downstream_evaluation" and isinstance(suite, str) and "/" in suite
-    return suite if is_path and not Path(suite).exists() else None
+    if name != "downstream_evaluation" or not isinstance(suite, str) or "/" not in suite or Path(suite).exists():
+        return None
+    return suite
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,6 @@ import pytest
 from tests.downstream.helpers import learned, repeating, save, write
 from tests.models import make_model
 
-pytest.importorskip("lm_eval", reason="no lm-eval: pip install 'llmshearing[eval]'")
-
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:

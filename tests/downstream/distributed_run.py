@@ -14,6 +14,7 @@ from composer.utils import dist
 from composer.utils.parallelism import FSDP2Config
 
 from llmshearing.downstream.callback import DownstreamEvaluation, inner, is_sharded
+from llmshearing.errors import InputError
 from tests.downstream.helpers import words
 from tests.training import logged, make_trainer
 
@@ -34,7 +35,14 @@ def main(out: str, options: str) -> None:
     # An odd number of questions: one rank has one more.
     trainer = train(DownstreamEvaluation(settings["data"], interval="2ba", limit=9, eval_batch_size=4))
     (memory,) = (logger for logger in trainer.logger.destinations if isinstance(logger, InMemoryLogger))
+    try:
+        generated: Any = logged(
+            train(DownstreamEvaluation(settings["generation"], interval="2ba")), "downstream/next/exact_match"
+        )
+    except InputError as error:
+        generated = str(error)
     result = {
+        "generated": generated,
         "logged": {name: logged(trainer, name) for name in memory.data if name.startswith("downstream/")},
         "losses": logged(trainer, "loss/train/total"),
         "losses_without": logged(without, "loss/train/total"),

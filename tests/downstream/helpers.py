@@ -70,3 +70,25 @@ def write_questions(path: Path, number: int = 12) -> list[dict[str, Any]]:
         rows.append({"context": " ".join([choices[place % 3]] * 9), "choices": choices, "answer": place % 3})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return rows
+
+
+def write_generation(folder: Path) -> Path:
+    """A suite of one task that asks for the next word as text: the word that is said again and again."""
+    rows = [{"question": " ".join([f"w{3 + place}"] * 9), "word": f"w{3 + place}"} for place in range(7)]
+    (folder / "words.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "generated.yaml").write_text(
+        f"""
+task: next_word
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {folder}/words.jsonl}}}}
+test_split: test
+output_type: generate_until
+doc_to_text: question
+doc_to_target: word
+generation_kwargs: {{until: [" "], max_gen_toks: 1, do_sample: false}}
+metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
+"""
+    )
+    suite = folder / "generation.yaml"
+    suite.write_text(f"tasks: [{{task: {folder}/generated.yaml, name: next, metric: exact_match}}]")
+    return suite

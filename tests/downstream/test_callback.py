@@ -20,9 +20,11 @@ from llmshearing.downstream.evaluate import downstream
 from llmshearing.errors import InputError
 from llmshearing.registry import build
 from tests.conftest import REPOSITORY
-from tests.downstream.helpers import save, words
+from tests.downstream.helpers import save, words, write_generation
 from tests.forkserver import ForkServer
 from tests.training import TARGET, KillAt, Killed, logged, make_trainer
+
+pytest.importorskip("lm_eval", reason="no lm-eval: pip install 'llmshearing[eval]'")
 
 ACCURACY = "downstream/choices_one/acc"
 
@@ -122,7 +124,7 @@ def test_what_cannot_work_is_refused_before_the_first_batch(world: dict[str, str
 @pytest.mark.dist
 @pytest.mark.parametrize("layout", ["ddp", "fsdp2"])
 def test_ranks_share_out_the_questions(forked: ForkServer, world: dict[str, str], tmp_path: Path, layout: str) -> None:
-    options = {"data": world["data"], "fsdp": layout == "fsdp2"}
+    options = {"data": world["data"], "fsdp": layout == "fsdp2", "generation": str(write_generation(tmp_path))}
     command = ["composer", "-n", "2", "-m", "tests.downstream.distributed_run", str(tmp_path), json.dumps(options)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     done = forked.run(command, cwd=REPOSITORY, env=environment, timeout=300)
@@ -132,6 +134,10 @@ def test_ranks_share_out_the_questions(forked: ForkServer, world: dict[str, str]
     assert ranks[0]["logged"] == ranks[1]["logged"]
     assert [rank["sharded"] for rank in ranks] == [layout == "fsdp2"] * 2
     assert ranks[0]["losses"] == ranks[0]["losses_without"]
+    if layout == "fsdp2":
+        assert "'next' generates text, for which ranks with sharded weights would wait" in ranks[0]["generated"]
+    else:
+        assert len(ranks[0]["generated"]) == 3
     for name, values in ranks[0]["logged"].items():
         assert len(values) == 3
         assert values == pytest.approx(logged(alone, name), rel=0.02), name

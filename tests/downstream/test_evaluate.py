@@ -24,9 +24,11 @@ from llmshearing.models import hub
 from llmshearing.score import score_model
 from llmshearing.text_quality import text_quality
 from tests.conftest import REPOSITORY
-from tests.downstream.helpers import write, write_questions
+from tests.downstream.helpers import write, write_generation, write_questions
 from tests.forkserver import ForkServer
 from tests.models import make_model
+
+pytest.importorskip("lm_eval", reason="no lm-eval: pip install 'llmshearing[eval]'")
 
 SHARED = Path(__file__).parents[3] / "shared"
 
@@ -122,6 +124,16 @@ metric_list: [{{metric: acc}}]
     suite.write_text(f"tasks: [{{task: {tmp_path}/own.yaml, metric: f1}}]")
     with pytest.raises(InputError, match="Unknown metric of task '.*own.yaml' 'f1'. Known: acc"):
         downstream([world["knows"]], suite)
+
+
+def test_a_task_of_generated_text(world: dict[str, str], tmp_path: Path) -> None:
+    found = downstream([world["knows"], world["random"]], write_generation(tmp_path))["models"]
+    assert found[world["knows"]]["results"]["next"] == {
+        "metrics": {"exact_match": 1.0},
+        "stderr": {"exact_match": 0.0},
+        "num_questions": 7,
+    }
+    assert found[world["random"]]["average"] < 0.5
 
 
 class Counted:

@@ -13,6 +13,8 @@ from tests.conftest import REPOSITORY
 from tests.dry_runs import make_debug_data
 from tests.forkserver import ForkServer
 
+pytest.importorskip("lm_eval", reason="no lm-eval: pip install 'llmshearing[eval]'")
+
 CALLBACK = "callbacks.downstream_evaluation={suite: runs/debug/data, interval: 2ba, limit: 6}"
 
 

@@ -12,6 +12,8 @@ from llmshearing.downstream.table import markdown, published_rows, table_of
 from llmshearing.downstream.tasks import _manager
 from llmshearing.errors import InputError
 
+pytest.importorskip("lm_eval", reason="no lm-eval: pip install 'llmshearing[eval]'")
+
 
 def test_the_papers_suite_has_its_shots_and_every_published_column() -> None:
     shots = {entry.name: entry.shots for entry in SUITES["paper"].entries}
