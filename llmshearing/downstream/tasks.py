@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import PreTrainedTokenizerBase
 
 from llmshearing.downstream.local import rows_of_data, rows_of_file, task_config
@@ -164,7 +165,7 @@ def _downloads(name: str) -> Iterator[None]:
             setattr(module, key, True)
         yield
     except Exception as error:  # what the data's files and scripts make their readers stumble over
-        if not reachable:
+        if not reachable and _is_of_network(error):
             raise InputError(
                 f"The data of task '{name}' is not on this machine, and {huggingface_hub.constants.ENDPOINT} cannot be "
                 "reached. Run this once where it can be, or take a suite of local tasks: see docs/downstream.md."
@@ -174,6 +175,15 @@ def _downloads(name: str) -> Iterator[None]:
     finally:
         for (module, key), value in zip(places, before, strict=True):
             setattr(module, key, value)
+
+
+def _is_of_network(error: BaseException | None) -> bool:
+    """Whether a library gave up on what it could not fetch, whatever else it made of that."""
+    while error is not None:
+        if isinstance(error, (ConnectionError, LocalEntryNotFoundError)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _loaded(entry: Entry, name: str, lm_eval_name: str, task_dict: Any, definition: str) -> LoadedTask:

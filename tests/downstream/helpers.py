@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from streaming import MDSWriter
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from llmshearing.downstream import evaluate
 from tests.models import SIZES, make_model
 
 LENGTH = 24
@@ -92,3 +94,44 @@ metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}
     suite = folder / "generation.yaml"
     suite.write_text(f"tasks: [{{task: {folder}/generated.yaml, name: next, metric: exact_match}}]")
     return suite
+
+
+def write_group(folder: Path) -> list[int]:
+    """A group ``both`` of two tasks as lm-eval defines them, with examples; how many questions each has."""
+    sizes = {"first": 12, "second": 6}
+    for name, number in sizes.items():
+        write_questions(folder / f"{name}.jsonl", number)
+        (folder / f"{name}.yaml").write_text(
+            f"""
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{train: {folder}/first.jsonl, test: {folder}/{name}.jsonl}}}}
+training_split: train
+test_split: test
+output_type: multiple_choice
+doc_to_text: context
+doc_to_choice: choices
+doc_to_target: answer
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""
+        )
+    members = "group: both\ntask: [first, second]\n"
+    (folder / "both.yaml").write_text(f"{members}aggregate_metric_list: [{{metric: acc, weight_by_size: true}}]\n")
+    (folder / "loose.yaml").write_text(members.replace("both", "loose"))
+    return list(sizes.values())
+
+
+class Counted:
+    """How many tasks are really evaluated."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fails_at: int = -1) -> None:
+        self.names: list[str] = []
+        real = evaluate.evaluate_task
+
+        def counting(lm: Any, task: Any, **settings: Any) -> Any:
+            if len(self.names) == fails_at:
+                raise KeyboardInterrupt
+            self.names.append(task.name)
+            return real(lm, task, **settings)
+
+        monkeypatch.setattr(evaluate, "evaluate_task", counting)
