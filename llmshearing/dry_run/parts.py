@@ -167,6 +167,9 @@ def build_rest(recipe: Mapping[str, Any], model: ComposerLlama, findings: Findin
                 if (path := _absent_file((settings or {}).get("reference_losses"))) is not None:
                     findings.absent.append(f"reference losses '{path}': see python -m llmshearing.reference_loss")
                     settings = {**settings, "reference_losses": {}}
+                if (suite := _absent_suite(name, settings)) is not None:
+                    findings.absent.append(f"suite '{suite}' of downstream tasks: it is not checked")
+                    continue
                 part = build(section, name, settings)
                 if isinstance(part, DynamicBatchLoading) and path is None and updates_proportions(dict(recipe)):
                     _check_domains(recipe, part)
@@ -194,6 +197,14 @@ def check_scores(path: Any, source: ModelShape, findings: Findings) -> None:
 
 def _absent_file(value: Any) -> str | None:
     return value if isinstance(value, str) and not Path(value).is_file() else None
+
+
+def _absent_suite(name: str, settings: Mapping[str, Any] | None) -> str | None:
+    """The file, or folder of prepared data, of downstream tasks that is still to be made."""
+    suite = (settings or {}).get("suite")
+    if name != "downstream_evaluation" or not isinstance(suite, str) or "/" not in suite or Path(suite).exists():
+        return None
+    return suite
 
 
 @dataclass(frozen=True)

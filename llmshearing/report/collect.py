@@ -19,6 +19,7 @@ from llmshearing.report.records import (
     COMPUTE,
     ENVIRONMENTS,
     read_compute,
+    read_downstream,
     read_environments,
     read_shearing,
     read_summary,
@@ -102,6 +103,7 @@ class Run:
     stages: list[Stage]
     shearings: list[tuple[list[str], dict[str, Any]]]
     summary: dict[str, Any]
+    downstream: dict[str, Any] = field(default_factory=dict)  # what llmshearing.downstream wrote
 
     def domains(self) -> list[str]:
         """Every domain that appears anywhere, sorted, so that each keeps its colour throughout the report."""
@@ -145,7 +147,7 @@ def collect(folder: str | Path) -> Run:
     """Read a run's folder.
 
     ``metrics.jsonl``, with ``recipe.yaml`` and ``environment.json`` beside it, is looked for in the folder, in ``*/``
-    and in ``stages/*/``, ``shearing.json`` anywhere below, and ``summary.json`` in the folder.
+    and in ``stages/*/``, ``shearing.json`` anywhere below, ``summary.json`` and ``downstream.json`` in the folder.
 
     Raises:
         InputError: no metrics are found, or a file cannot be read.
@@ -185,4 +187,5 @@ def collect(folder: str | Path) -> Run:
         else:
             shearings.append(([place], shearing))
     summary = read_summary(root / "summary.json") if (root / "summary.json").is_file() else {}
-    return Run(name, stages, shearings, summary)
+    tasks = read_downstream(root / "downstream.json") if (root / "downstream.json").is_file() else {}
+    return Run(name, stages, shearings, summary, tasks)

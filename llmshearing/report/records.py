@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from llmshearing.downstream.table import table_of
 from llmshearing.errors import InputError
 from llmshearing.fileio import read_json
 
@@ -35,6 +36,21 @@ def read_summary(path: Path) -> dict[str, Any]:
         if model in losses and "mean" not in losses[model]:
             raise _damaged(path, f"'eval_loss' of '{model}' lacks 'mean'")
     return summary
+
+
+def read_downstream(path: Path) -> dict[str, Any]:
+    """The results that ``python -m llmshearing.downstream --out`` wrote.
+
+    Raises:
+        InputError: they have another form.
+    """
+    found = read_json(path)
+    try:
+        table_of(found)
+        str(found["suite"]), str(found["lm_eval"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(path, repr(error)) from error
+    return dict(found)
 
 
 def read_environments(path: Path) -> list[dict[str, Any]]:

@@ -164,6 +164,15 @@ callbacks.nan_monitr={} => nan_monitr | nan_monitor
 callbacks.speed_monitor=5 => speed_monitor | 5
 callbacks.speed_monitor.window=5 => speed_monitor | window | window_size
 callbacks.speed_monitor.window_size=many => speed_monitor | window_size | many
+callbacks.downstream_evaluation={} => downstream_evaluation | suite
+callbacks.downstream_evaluation.suite=5 => downstream_evaluation | suite | 5
+callbacks.downstream_evaluation.suite=papr => suite 'papr' | paper
+callbacks.downstream_evaluation.suite=debug.yaml => debug.yaml | list of tasks
+callbacks.downstream_evaluation={suite: quick, interval: often} => downstream_evaluation.interval | 'often' | 100ba
+callbacks.downstream_evaluation={suite: quick, interval: 0ba} => downstream_evaluation.interval | '0ba'
+callbacks.downstream_evaluation={suite: quick, limit: 0} => downstream_evaluation.limit | 0
+callbacks.downstream_evaluation={suite: quick, eval_batch_size: many} => downstream_evaluation.eval_batch_size | 'many'
+callbacks.downstream_evaluation={suite: quick, shots: 5} => downstream_evaluation | shots
 callbacks.dynamic_batch_loading=5 => dynamic_batch_loading | 5
 callbacks.dynamic_batch_loading.reference_losses=5 => reference_losses | 5
 callbacks.dynamic_batch_loading.reference_losses.code=low => reference | code | 'low'
@@ -262,6 +271,7 @@ tokenizer.name=runs/nowhere => 'runs/nowhere'
 train_loader.dataset.proportions=half => 'half'
 algorithms.source_distillation.teacher=runs/nowhere => 'runs/nowhere'
 callbacks.dynamic_batch_loading.reference_losses=runs/no.json => 'runs/no.json'
+callbacks.downstream_evaluation={suite: runs/nowhere} => 'runs/nowhere'
 load_path=runs/nowhere.pt => 'runs/nowhere.pt'
 variables.data=runs/nowhere => 'runs/nowhere
 """
