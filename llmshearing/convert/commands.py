@@ -102,7 +102,8 @@ def shear(
             "kept": shears.describe(),
             **_data_record(checkpoint),
         }
-        files = folder_files(sheared_config(config, shears.target, shears.layers), tokenizer, entries[0].dtype, path)
+        cut = sheared_config(config, shears.target, shears.layers)
+        files = folder_files(cut, tokenizer, entries[0].dtype, path, generation=checkpoint.generation())
         fitting = None
         if fit is not None:
             from llmshearing.convert.fit import fitted_entries, open_fit  # imports transformers, which takes seconds
@@ -139,7 +140,7 @@ def export(
             _entry(tensor, Placement(name, tensor.shape), dtype, path)
             for name, tensor in select(checkpoint.tensors, shape, path).items()
         ]
-        files = folder_files(config, tokenizer, entries[0].dtype, path)
+        files = folder_files(config, tokenizer, entries[0].dtype, path, generation=checkpoint.generation())
         with output_folder(out, overwrite=overwrite) as folder:
             write_shards(folder, entries, max_shard_bytes=max_shard_bytes)
             write_files(folder, files)
