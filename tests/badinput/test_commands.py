@@ -23,6 +23,8 @@ PROGRAMS = {
     "reference": ["-m", "llmshearing.reference_loss"],
     "score": ["-m", "llmshearing.score"],
     "quality": ["-m", "llmshearing.text_quality"],
+    "tune": ["-m", "llmshearing.tune"],
+    "answers": ["-m", "llmshearing.answers"],
     "prepare": [str(REPOSITORY / "data_prep" / "prepare.py")],
     "tokenizer": [str(REPOSITORY / "data_prep" / "train_tokenizer.py")],
     "report": ["-m", "llmshearing.report"],
