@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from llmshearing.answers import answers, main
 from llmshearing.errors import InputError
 from llmshearing.tune.chats import Chat, read_prompts
-from llmshearing.tune.train import Settings, tune
+from llmshearing.tune.settings import Settings
+from llmshearing.tune.train import tune
 from tests.tune.small import ANSWERS, LLAMA3, ZEPHYR, make_folder, write_chats, write_prompts
 
 

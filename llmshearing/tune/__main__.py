@@ -46,13 +46,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--lora", metavar="RANK", type=int, nargs="?", const=16, help="train an adapter, merged in the end (rank: 16)"
     )
     parser.add_argument("--keep-adapter", action="store_true", help="with --lora: write it too, to FOLDER/adapter")
-    parser.add_argument("--gradient-checkpointing", action="store_true", help="less memory, a third slower")
+    parser.add_argument("--gradient-checkpointing", action="store_true", help="recompute activations, for memory")
     parser.add_argument("--save-interval", metavar="N", type=int, default=50, help="steps (default: 50)")
     parser.add_argument("--seed", metavar="N", type=int, default=42, help="default: 42")
     arguments = vars(parser.parse_args(argv))
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     check_installed()
-    from llmshearing.tune.train import Settings, tune  # transformers takes seconds; --help does without
+    from llmshearing.tune.settings import Settings
+    from llmshearing.tune.train import tune  # transformers takes seconds; --help does without
 
     model, chats, out, overwrite = (arguments.pop(name) for name in ("model", "chats", "out", "overwrite"))
     tune(model, chats, out, Settings(**arguments), overwrite=overwrite)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import math
 import os
 import random
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from transformers import (
     set_seed,
 )
 
-from llmshearing.arguments import number, whole
 from llmshearing.convert.output import check_output, output_folder
 from llmshearing.errors import InputError, one_line
 from llmshearing.fileio import remove, write_json
@@ -36,72 +35,10 @@ from llmshearing.tune.chats import Chat, read_chats
 from llmshearing.tune.encode import Example, encode_all
 from llmshearing.tune.libraries import libraries
 from llmshearing.tune.resume import checkpoints_of, digest_of_examples, digest_of_weights, open_checkpoints
+from llmshearing.tune.settings import Settings
 from llmshearing.tune.template import Turns, prepare_tokenizer
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to tune. Defaults are what the scripts of Sheared LLaMA give its 1.3B model, but for those of LoRA.
-
-    Attributes:
-        chat_template: a name of ``template.TEMPLATES`` or a file; ``None``: the model's own.
-        rounds: of each conversation, the first so many; ``None``: all. The paper takes 1.
-        sample: so many conversations, drawn at random; ``None``: all. The paper takes 10,000.
-        max_length: in tokens; longer conversations are left out. ``None``: 512, or the model's positions if fewer.
-        epochs: passes over the conversations.
-        batch_size: conversations per step.
-        micro_batch_size: of these, how many at once in memory; divides ``batch_size``.
-        learning_rate: the highest, after warming up; ``None``: 5e-5, and 2e-4 with LoRA.
-        warmup: share of the steps; a cosine to zero follows.
-        lora: rank of LoRA on all linear layers but the head; ``None``: all weights are trained.
-        keep_adapter: write the adapter too, to ``adapter`` in the folder.
-        gradient_checkpointing: recompute activations, for memory.
-        save_interval: steps between checkpoints.
-        seed: of the draw, the order and LoRA's first weights.
-    """
-
-    chat_template: str | None = None
-    rounds: int | None = None
-    sample: int | None = None
-    max_length: int | None = None
-    epochs: float = 2.0
-    batch_size: int = 128
-    micro_batch_size: int = 8
-    learning_rate: float | None = None
-    warmup: float = 0.03
-    lora: int | None = None
-    keep_adapter: bool = False
-    gradient_checkpointing: bool = False
-    save_interval: int = 50
-    seed: int = 42
-
-    def check(self) -> None:
-        """Refuse values that mean nothing.
-
-        Raises:
-            InputError: names the option.
-        """
-        for name in ("rounds", "sample", "max_length", "lora"):
-            if (value := getattr(self, name)) is not None:
-                whole(f"--{name.replace('_', '-')}", value, "it must be a whole number of at least 1", least=1)
-        for name in ("batch_size", "micro_batch_size", "save_interval"):
-            option = f"--{name.replace('_', '-')}"
-            whole(option, getattr(self, name), "it must be a whole number of at least 1", least=1)
-        whole("--seed", self.seed, "it must be a whole number of at least 0", least=0)
-        number("--epochs", self.epochs, "it must be above 0", within=lambda value: value > 0)
-        number("--warmup", self.warmup, "it is a share, of at least 0 and below 1", within=lambda value: 0 <= value < 1)
-        if self.learning_rate is not None:
-            rule = "it must be above 0"
-            number("--learning-rate", self.learning_rate, rule, within=lambda value: value > 0)
-        if self.batch_size % min(self.micro_batch_size, self.batch_size):
-            raise InputError(
-                f"--micro-batch-size is {self.micro_batch_size}, which does not divide --batch-size, "
-                f"{self.batch_size}. Take one of its divisors."
-            )
-        if self.keep_adapter and self.lora is None:
-            raise InputError("--keep-adapter is given, but without --lora there is no adapter. Give both or neither.")
 
 
 def tune(
@@ -157,12 +94,23 @@ def tune(
     set_seed(settings.seed)  # before LoRA draws its weights
     model = load_model(model_name, config, dtype="float32")
     dtype = getattr(config, DTYPE, None) or torch.float32
+    # The trainer makes the model's special tokens those of the tokenizer, which may be none of its business.
+    generation = _ending_at(copy.deepcopy(model.generation_config) or GenerationConfig(), turns)
+    tokens = {name: getattr(model.config, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     trainer = _trainer(model, tokenizer, turns, examples, folder, record)
     trainer.train(resume_from_checkpoint=checkpoint)
     record["losses"] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     with output_folder(place, overwrite=overwrite) as unfinished:
-        _write(unfinished, trainer.model, tokenizer, turns, dtype if isinstance(dtype, torch.dtype) else torch.float32,
-               settings)  # fmt: skip
+        trained = trainer.model
+        if settings.lora is not None:
+            if settings.keep_adapter:
+                trained.save_pretrained(unfinished / "adapter")
+            trained = trained.merge_and_unload()
+        _check_finite(trained)
+        trained.config.update({**tokens, "use_cache": True})
+        trained.generation_config = generation
+        trained.to(dtype if isinstance(dtype, torch.dtype) else torch.float32).save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
         write_json(unfinished / "tuning.json", record)
     remove(folder)
     return record
@@ -267,28 +215,16 @@ class _Progress(ProgressCallback):
             self.training_bar.set_postfix(loss=f"{loss:.3f}")
 
 
-def _write(
-    folder: Path,
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    turns: Turns,
-    dtype: torch.dtype,
-    settings: Settings,
-) -> None:
-    """Model, tokenizer with its template, and a generation config that ends at the end of an answer."""
-    if settings.lora is not None:
-        if settings.keep_adapter:
-            model.save_pretrained(folder / "adapter")
-        model = model.merge_and_unload()
+def _ending_at(generation: GenerationConfig, turns: Turns) -> GenerationConfig:
+    """A generation config by which generation ends at the end of an answer, besides where it ended before."""
+    before = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
+    ends = list(dict.fromkeys([turns.end, *(token for token in before if token is not None)]))
+    generation.eos_token_id = ends if len(ends) > 1 else ends[0]
+    generation.pad_token_id, generation.use_cache = turns.pad, True
+    return generation
+
+
+def _check_finite(model: PreTrainedModel) -> None:
     for name, parameter in model.named_parameters():
         if not is_finite(parameter):
             raise InputError(f"'{name}' holds NaN or infinity after training, so nothing is written. Train with less.")
-    model = model.to(dtype)
-    model.config.use_cache = model.generation_config.use_cache = True
-    old: GenerationConfig = model.generation_config
-    ends = old.eos_token_id if isinstance(old.eos_token_id, list) else [old.eos_token_id]
-    ends = list(dict.fromkeys([turns.end, *(token for token in ends if token is not None)]))
-    old.eos_token_id = ends if len(ends) > 1 else ends[0]
-    old.pad_token_id = turns.pad
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)

@@ -22,8 +22,9 @@ from llmshearing.score import score_model
 from llmshearing.tune.chats import read_chats
 from llmshearing.tune.encode import encode
 from llmshearing.tune.resume import checkpoints_of
+from llmshearing.tune.settings import Settings
 from llmshearing.tune.template import prepare_tokenizer
-from llmshearing.tune.train import Settings, _trainer, tune
+from llmshearing.tune.train import _trainer, tune
 from tests.conftest import REPOSITORY
 from tests.test_text_quality import write
 from tests.tune.small import ANSWERS, LLAMA3, VOCAB_SIZE, make_folder, make_tokenizer, write_chats
@@ -68,7 +69,9 @@ def test_the_folder_is_the_model_of_the_same_shape_and_says_how_it_came_about(tu
     end = tokenizer.convert_tokens_to_ids("<|eot_id|>")
     generation = json.loads((tuned / "tuned/generation_config.json").read_text())
     assert (generation["eos_token_id"], generation["pad_token_id"]) == ([end, 1], 1)
-    assert json.loads((tuned / "tuned/config.json").read_text())["use_cache"]
+    config, source = (json.loads((tuned / name / "config.json").read_text()) for name in ("tuned", "model"))
+    assert config["use_cache"]
+    assert [config.get(f"{name}_token_id") for name in ("bos", "eos", "pad")] == [0, 1, source.get("pad_token_id")]
     record = json.loads((tuned / "tuned/tuning.json").read_text())
     assert (record["conversations"], record["left_out"], record["end_of_turn"]) == (12, {}, "<|eot_id|>")
     assert len(record["losses"]) == 60
@@ -76,6 +79,19 @@ def test_the_folder_is_the_model_of_the_same_shape_and_says_how_it_came_about(tu
     assert not checkpoints_of(tuned / "tuned").exists()
     modes = {path.stat().st_mode & 0o777 for path in (tuned / "tuned").iterdir()}
     assert modes == {0o644}
+
+
+def test_tokens_of_the_model_stay_its_own_where_the_tokenizer_names_others(tmp_path: Path) -> None:
+    """As a tokenizer that was read from another format may: its eos token is no reason to stop at it."""
+    make_folder(tmp_path / "model", LLAMA3)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    tokenizer.eos_token = "<s>"
+    tokenizer.save_pretrained(tmp_path / "model")
+    settings = Settings(**{**FAST, "epochs": 1.0})
+    tune(str(tmp_path / "model"), write_chats(tmp_path / "chats", 1), tmp_path / "out", settings)
+    end = tokenizer.convert_tokens_to_ids("<|eot_id|>")
+    assert json.loads((tmp_path / "out/generation_config.json").read_text())["eos_token_id"] == [end, 1]
+    assert json.loads((tmp_path / "out/config.json").read_text())["eos_token_id"] == 1
 
 
 def test_trl_takes_the_loss_on_answers_alone(tuned: Path, tmp_path: Path) -> None:
@@ -172,7 +188,8 @@ def test_a_model_sheared_from_a_real_one_answers(tmp_path: Path) -> None:
 
 SCRIPT = """
 import sys
-from llmshearing.tune.train import Settings, tune
+from llmshearing.tune.settings import Settings
+from llmshearing.tune.train import tune
 given = {"batch_size": 6, "micro_batch_size": 3, "learning_rate": 1e-2, "save_interval": 2, "lora": 4}
 settings = Settings(epochs=float(sys.argv[3]), **given)
 for out in sys.argv[4:]:
