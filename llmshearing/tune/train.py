@@ -220,7 +220,9 @@ def _ending_at(generation: GenerationConfig, turns: Turns) -> GenerationConfig:
     before = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
     ends = list(dict.fromkeys([turns.end, *(token for token in before if token is not None)]))
     generation.eos_token_id = ends if len(ends) > 1 else ends[0]
-    generation.pad_token_id, generation.use_cache = turns.pad, True
+    generation.use_cache = True
+    if generation.pad_token_id is None:
+        generation.pad_token_id = turns.pad
     return generation
 
 

@@ -25,6 +25,7 @@ PROGRAMS = {
     "quality": ["-m", "llmshearing.text_quality"],
     "tune": ["-m", "llmshearing.tune"],
     "answers": ["-m", "llmshearing.answers"],
+    "speed": ["-m", "llmshearing.inference_speed"],
     "prepare": [str(REPOSITORY / "data_prep" / "prepare.py")],
     "tokenizer": [str(REPOSITORY / "data_prep" / "train_tokenizer.py")],
     "report": ["-m", "llmshearing.report"],
