@@ -120,7 +120,7 @@ format: install
 # Writes the lock files anew from setup.py; review the change.
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
 lock:
-	$(COMPILE) --extra dev --extra real setup.py -o requirements.lock
+	$(COMPILE) --extra dev --extra real --extra eval --extra tune setup.py -o requirements.lock
 	$(COMPILE) --extra foundry setup.py -o requirements-foundry.lock
 
 clean:

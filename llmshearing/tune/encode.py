@@ -88,6 +88,8 @@ def encode_all(
             count[str(error)] += 1
             first.setdefault(str(error), chat.line)
             continue
+        except InputError as error:  # the template has its own idea of what a conversation is
+            raise InputError(f"Line {chat.line}: {error}") from error
         if max(example.input_ids) >= vocab_size:
             raise InputError(
                 f"The tokenizer gives token {max(example.input_ids)}, but the model has {vocab_size}. Use the model's "

@@ -99,6 +99,8 @@ def tune(
     tokens = {name: getattr(model.config, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     trainer = _trainer(model, tokenizer, turns, examples, folder, record)
     trainer.train(resume_from_checkpoint=checkpoint)
+    if tokenizer.eos_token_id != tokens["eos_token_id"]:
+        log.info("The folder keeps the special tokens of the model's own config, whatever the trainer said of them.")
     record["losses"] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     with output_folder(place, overwrite=overwrite) as unfinished:
         trained = trainer.model

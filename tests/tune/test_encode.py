@@ -133,6 +133,16 @@ def test_what_cannot_be_trained_on_is_counted_and_said(caplog: pytest.LogCapture
         encode_all(chats[:1], tokenizer, turns, max_length=120, vocab_size=40)
 
 
+def test_a_conversation_that_the_template_refuses_is_named_by_its_line() -> None:
+    tokenizer = make_tokenizer(
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + ZEPHYR
+    )
+    turns = prepare_tokenizer(tokenizer, "it", vocab_size=VOCAB_SIZE, template=None)
+    refused = Chat(7, ({"role": "system", "content": SYSTEM}, *CHAT.messages[:2]))
+    with pytest.raises(InputError, match="Line 7: The chat template refuses a conversation: no system"):
+        encode_all([CHAT, refused], tokenizer, turns, max_length=99, vocab_size=VOCAB_SIZE)
+
+
 def test_an_answer_that_the_prompt_would_swallow_is_left_out() -> None:
     """``licen`` and ``se`` are other tokens than ``license``: such an answer is not what the model is asked for."""
     tokenizer = make_tokenizer(
