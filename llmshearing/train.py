@@ -83,6 +83,8 @@ def build_trainer(recipe: dict[str, Any]) -> Trainer | None:
     algorithms, callbacks, loggers = (_build_all(recipe, kind) for kind in ("algorithms", "callbacks", "loggers"))
     seed_all(recipe["seed"])  # the Trainer does so too, but after random weights have been drawn
     model = _build(recipe, "model", tokenizer=tokenizer)
+    if not start.saves_generation:
+        model.generation = None
     trainer = Trainer(
         model=model,
         train_dataloader=train_loader,

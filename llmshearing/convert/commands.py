@@ -105,7 +105,8 @@ def shear(
         }
         if scores is not None:
             record["scores"] = {"flops": Scores.load(scores).flops}
-        files = folder_files(sheared_config(config, shears.target, shears.layers), tokenizer, entries[0].dtype, path)
+        cut = sheared_config(config, shears.target, shears.layers)
+        files = folder_files(cut, tokenizer, entries[0].dtype, path, generation=checkpoint.generation())
         fitting = None
         if fit is not None:
             from llmshearing.convert.fit import fitted_entries, open_fit  # imports transformers, which takes seconds
@@ -142,7 +143,7 @@ def export(
             _entry(tensor, Placement(name, tensor.shape), dtype, path)
             for name, tensor in select(checkpoint.tensors, shape, path).items()
         ]
-        files = folder_files(config, tokenizer, entries[0].dtype, path)
+        files = folder_files(config, tokenizer, entries[0].dtype, path, generation=checkpoint.generation())
         with output_folder(out, overwrite=overwrite) as folder:
             write_shards(folder, entries, max_shard_bytes=max_shard_bytes)
             write_files(folder, files)
