@@ -42,7 +42,7 @@ RULES: dict[str, Mapping[str, Any] | None] = {
     "Algorithm 1, predicted references": {"predict_references": True},
     "ado": {"update_type": "ado"},
 }
-REAL_STEPS, REAL_BATCH, REAL_INTERVAL = 64, 4, 8
+REAL_STEPS, REAL_BATCH, REAL_INTERVAL = 40, 4, 5
 
 
 def find_source(name: str, shared: Path, work: Path) -> Source:
