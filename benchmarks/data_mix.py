@@ -1,13 +1,22 @@
 """``python -m benchmarks.data_mix``: what rules for the data mix are worth, on domains that recover unlike each other.
 
 One sheared and fitted model, trained on from there with each rule and several seeds, at equal steps: how far the worst
-domain stays behind the source, and the mean loss over domains. With the folder of golden models beside the repository
-on its ``tiny`` source; with ``--real`` on SmolLM2-135M from the package registry, cut to 58 M. Killed, it goes on.
+domain stays behind the source, and the mean loss over domains. Killed, it goes on. The sources:
+
+tiny
+    seven domains of RedPajama, on which it was trained, though not to the end
+stories
+    stories260K, a model of TinyStories, on its own text and on four domains that it never saw
+smollm2-58m
+    SmolLM2-135M from the package registry, on the demo's text: hours
+
+The first two need the folder of golden models beside the repository.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import multiprocessing
 import os
@@ -20,21 +29,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from transformers import AutoTokenizer
 
 from benchmarks.quality.run import FITTED, SCORED, train_stage
-from benchmarks.quality.sources import ROOT, Source, find_sources, real
+from benchmarks.quality.sources import ROOT, Source, real, stories, tiny
 from benchmarks.quality.ways import Way
 from llmshearing import ComposerLlama
 from llmshearing.convert.commands import export, shear
 from llmshearing.data_prep.prepare import prepare
 from llmshearing.data_prep.tokenizer import load_tokenizer
 from llmshearing.errors import InputError, cli
-from llmshearing.fileio import read_json, write_json
+from llmshearing.fileio import read_json, write_json, write_text
 from llmshearing.reference_loss.evaluate import evaluate
 from llmshearing.score import score_model
 
 PLAIN = Way("scored; fitted", None, scored=True, fitted=True)
+OTHERS = ("cc", "github", "stackexchange", "wiki")  # of the sample of RedPajama; its wiki is Bulgarian
 #: Settings of ``DynamicBatchLoading`` by rule. ``None``: the mix stays even.
 RULES: dict[str, Mapping[str, Any] | None] = {
     "constant": None,
@@ -42,23 +54,42 @@ RULES: dict[str, Mapping[str, Any] | None] = {
     "Algorithm 1, predicted references": {"predict_references": True},
     "ado": {"update_type": "ado"},
 }
-REAL_STEPS, REAL_BATCH, REAL_INTERVAL = 40, 4, 5
+SOURCES = ("tiny", "stories", "smollm2-58m")
+REAL_STEPS, REAL_BATCH, REAL_INTERVAL = 96, 4, 12
 
 
 def find_source(name: str, shared: Path, work: Path) -> Source:
-    """The source of that name, ``tiny`` or ``smollm2-58m``.
+    """The source of that name.
 
     Raises:
         InputError: ``shared`` has no golden models, or a package cannot be fetched.
     """
+    if name != SOURCES[2] and not (shared / "golden" / "tiny_source").is_dir():
+        raise InputError(f"'{shared}' has no golden models. Take --source {SOURCES[2]} instead.")
     if name == "tiny":
-        sources = find_sources(shared, work)
-        return sources["tiny"]
+        return tiny(shared, work)
+    if name == "stories":
+        return _stories_and_others(shared, work)
     source = real(work)[name]
     data = work / "mixed"
     if not (data / "manifest.json").is_file():
         prepare(work / "corpus", data, tokenizer=load_tokenizer(source.model), seq_len=256, eval_sequences=32)
     return replace(source, data=data, steps=REAL_STEPS, batch_size=REAL_BATCH, interval=REAL_INTERVAL, steered_by=8)
+
+
+def _stories_and_others(shared: Path, work: Path) -> Source:
+    source, data, corpus = stories(shared, work), work / "stories-and-others", work / "stories-corpus"
+    if not (data / "manifest.json").is_file():
+        written: Any = AutoTokenizer.from_pretrained(source.model)
+        rows = np.load(shared / "golden" / "stories_self" / "rows.npy")
+        texts = [written.decode(row.tolist(), skip_special_tokens=True) for row in rows]
+        write_text(corpus / "stories" / "stories.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in texts))
+        for domain in OTHERS:
+            folder = shared / "data" / "sample_redpajama" / domain
+            for path in folder.glob("*.jsonl"):
+                write_text(corpus / domain / path.name, path.read_text(encoding="utf-8"))
+        prepare(corpus, data, tokenizer=load_tokenizer(source.model), seq_len=128, eval_sequences=48)
+    return replace(source, data=data, steps=400, interval=25)
 
 
 def start_of(source: Source, work: Path) -> Path:
@@ -130,8 +161,12 @@ def _mean(values: Sequence[float]) -> str:
 @cli
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; see the module."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.data_mix", description=__doc__)
-    parser.add_argument("--real", action="store_true", help="on SmolLM2-135M: about two hours on one core")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.data_mix",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--source", choices=SOURCES, default="tiny", help="see above (default: tiny)")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "data-mix")
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared", help="folder of golden models")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
@@ -142,10 +177,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     if unknown := set(options.rules) - set(RULES):
         raise InputError(f"--rules: there is no rule {sorted(unknown)}; there are {', '.join(RULES)}.")
-    if not options.real and not (options.shared / "golden" / "tiny_source").is_dir():
-        raise InputError(f"'{options.shared}' has no golden models. Say --real for SmolLM2-135M instead.")
     work = options.out.resolve()
-    source = find_source("smollm2-58m" if options.real else "tiny", options.shared, work)
+    source = find_source(options.source, options.shared, work)
     source = replace(source, steps=options.steps or source.steps)
     start_of(source, work)
     os.environ["OMP_NUM_THREADS"] = "1"

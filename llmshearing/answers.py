@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from llmshearing.arguments import number, whole
-from llmshearing.errors import InputError, cli, one_line
+from llmshearing.errors import InputError, cli
 from llmshearing.fileio import check_file_can_be_written, write_text
-from llmshearing.models.hub import hub_options
 from llmshearing.reference_loss.evaluate import causal_config, load_model
+from llmshearing.tokenizer import model_tokenizer
 from llmshearing.tune.chats import Chat, read_prompts
 from llmshearing.tune.template import render, token_ids
 
@@ -95,10 +95,7 @@ def _check(models: Sequence[str], max_new_tokens: int, temperature: float, batch
 def _encode(name: str, prompts: Sequence[Chat], new: int) -> tuple[PreTrainedTokenizerBase, list[list[int]]]:
     """A model's tokenizer, and what it makes of the prompts."""
     config = causal_config(name).get_text_config()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **hub_options(name))
-    except Exception as error:  # families differ in how they say that files are missing
-        raise InputError(f"'{name}' has no tokenizer that can be read: {one_line(error)}") from error
+    tokenizer = model_tokenizer(name)
     if tokenizer.chat_template is None:
         raise InputError(f"'{name}' has no chat template. Tune it with llmshearing.tune, or add a chat_template.jinja.")
     positions = getattr(config, "max_position_embeddings", None)

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from llmshearing.architecture.families import FAMILIES
-from llmshearing.errors import InputError, one_line
-from llmshearing.models.hub import hub_options
+from llmshearing.errors import InputError
 from llmshearing.models.loading import build_on_meta
 from llmshearing.reference_loss.evaluate import causal_config, load_model
+from llmshearing.tokenizer import model_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -70,12 +70,7 @@ def candidates(names: Sequence[str]) -> list[Candidate]:
 
 
 def _tokenizer(name: str, config: PretrainedConfig) -> PreTrainedTokenizerBase:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **hub_options(name))
-    except Exception as error:  # its files are parsed by many parsers, each with errors of its own
-        raise InputError(
-            f"'{name}' has no tokenizer, which downstream tasks need: {one_line(error)[:200]} Copy the source's there."
-        ) from error
+    tokenizer = model_tokenizer(name)
     vocab_size = config.get_text_config().vocab_size
     if len(tokenizer) > vocab_size:
         raise InputError(

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -25,12 +24,12 @@ from transformers import (
 )
 
 from llmshearing.convert.output import check_output, output_folder
-from llmshearing.errors import InputError, one_line
+from llmshearing.errors import InputError
 from llmshearing.fileio import remove, write_json
-from llmshearing.models.hub import hub_options
 from llmshearing.models.loading import DTYPE, default_device
 from llmshearing.models.pretrained import is_finite
 from llmshearing.reference_loss.evaluate import causal_config, load_model
+from llmshearing.tokenizer import model_tokenizer
 from llmshearing.tune.chats import Chat, read_chats
 from llmshearing.tune.encode import Example, encode_all
 from llmshearing.tune.libraries import libraries
@@ -70,7 +69,7 @@ def tune(
     libraries()
     given = _sampled(read_chats(chats), settings)
     config = causal_config(model_name)
-    tokenizer = _load_tokenizer(model_name)
+    tokenizer = model_tokenizer(model_name)
     text_config = config.get_text_config()
     turns = prepare_tokenizer(tokenizer, model_name, vocab_size=text_config.vocab_size, template=settings.chat_template)
     positions = getattr(text_config, "max_position_embeddings", None)
@@ -133,13 +132,6 @@ def _max_length(settings: Settings, positions: int | None, name: str) -> int:
     if positions is not None and settings.max_length > positions:
         raise InputError(f"--max-length is {settings.max_length}, but '{name}' has {positions} positions. Lower it.")
     return settings.max_length
-
-
-def _load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False, **hub_options(name))
-    except Exception as error:  # families differ in how they say that files are missing
-        raise InputError(f"'{name}' has no tokenizer that can be read: {one_line(error)}") from error
 
 
 def _trainer(

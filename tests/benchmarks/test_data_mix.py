@@ -31,7 +31,10 @@ def test_every_rule_is_one_of_the_callback() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--rules", "adoo"], "there is no rule ['adoo']"), (["--shared", "nowhere"], "'nowhere' has no golden models")],
+    [
+        (["--rules", "adoo"], "there is no rule ['adoo']"),
+        (["--shared", "nowhere"], "'nowhere' has no golden models. Take --source smollm2-58m"),
+    ],
 )
 def test_what_cannot_be_run_is_refused(
     arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

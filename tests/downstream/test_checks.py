@@ -39,7 +39,7 @@ def test_everything_is_checked_before_anything_is_evaluated(
     messages = {
         "cut": "model.safetensors' is truncated or damaged",
         "lacking": "lacks 1 tensors, such as 'model.layers.1.mlp.up_proj.weight'",
-        "untold": "has no tokenizer, which downstream tasks need",
+        "untold": "has no tokenizer that can be read",
         "small": "has 96 tokens, but its model has 90",
     }
     for name, message in messages.items():
