@@ -59,7 +59,7 @@ def _of_the_hub(name: str, task: str, shots: int = 0, metric: str = "acc", *, av
 
 
 # Table 2 of Sheared LLaMA (Xia et al., ICLR 2024, arXiv 2310.06694): tasks and shots; no shots where it names none.
-# It does not name the metrics of lm-eval; these are those that its figures of the public models agree with.
+# It does not name the metrics of lm-eval; these are the usual ones of these tasks.
 _TABLE_2 = (
     _of_the_hub("SciQ", "sciq"),
     _of_the_hub("PIQA", "piqa"),
