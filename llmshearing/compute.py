@@ -1,6 +1,6 @@
 """What work costs, in floating-point operations: noted by what does it, added up by ``llmshearing.report.compute``.
 
-Estimates of matrix products, as in :mod:`llmshearing.dry_run.estimates`; optimizers, norms and masks are left out.
+Estimates of matrix products; optimizers, norms and masks are left out.
 """
 
 from __future__ import annotations
@@ -9,9 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from llmshearing.architecture.shapes import ModelShape
-from llmshearing.dry_run.estimates import forward_flops, training_flops
 from llmshearing.fileio import write_json
 from llmshearing.report.records import COMPUTE
+
+
+def forward_flops(shape: ModelShape, *, seq_len: int) -> int:
+    """Floating-point operations per token of one forward pass, causal attention counted as half."""
+    lookup = 0 if shape.tie_word_embeddings else shape.vocab_size * shape.hidden_size
+    queries = shape.num_attention_heads * shape.head_dim
+    return 2 * (shape.num_parameters() - lookup) + 2 * shape.num_hidden_layers * queries * seq_len
+
+
+def training_flops(shape: ModelShape, *, seq_len: int, checkpointing: bool) -> int:
+    """Per token of one training step: forward, a backward of twice that, and with checkpointing the forward again."""
+    return forward_flops(shape, seq_len=seq_len) * (4 if checkpointing else 3)
 
 
 def write_training_compute(

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from llmshearing.architecture.shapes import ModelShape
-from llmshearing.compute import COMPUTE, fit_flops, score_flops, write_training_compute
-from llmshearing.dry_run.estimates import forward_flops, training_flops
+from llmshearing.compute import COMPUTE, fit_flops, forward_flops, score_flops, training_flops, write_training_compute
 from llmshearing.errors import InputError
 from llmshearing.report.__main__ import main
 from llmshearing.report.compute import as_text, compute

@@ -202,7 +202,9 @@ def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
     model, chats = make_folder(tmp_path / "model", LLAMA3), write_chats(tmp_path / "chats")
     out, whole = tmp_path / "out", tmp_path / "whole"
     command = [sys.executable, "-c", SCRIPT, model, chats, "40"]
-    settings: dict[str, Any] = {"cwd": REPOSITORY, "env": {**os.environ, "PYTHONPATH": str(REPOSITORY)}}
+    ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE")  # as another test's trainer leaves them
+    alone = {name: value for name, value in os.environ.items() if name not in ranks} | {"PYTHONPATH": str(REPOSITORY)}
+    settings: dict[str, Any] = {"cwd": REPOSITORY, "env": alone}
     with subprocess.Popen([*command, str(out)], **settings) as process:
         end = time.monotonic() + 120
         while not (checkpoints_of(out) / "checkpoint-4" / "trainer_state.json").exists():
