@@ -21,7 +21,8 @@ from pathlib import Path
 
 from composer.utils import get_free_tcp_port
 
-_SET_BY_IMPORT = ("HF_XET_HIGH_PERFORMANCE",)  # by lm-eval, in a test's own process; how fast files are fetched
+# By lm-eval and scikit-learn, in a test's own process: how fast files are fetched, and how OpenMP begins.
+_SET_BY_IMPORT = ("HF_XET_HIGH_PERFORMANCE", "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK")
 _READ_ON_IMPORT = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "PYTHONHASHSEED", "KMP_", "MKL_")
 _GRACE = 30.0  # seconds that ranks have to end when one of them has failed, as the composer launcher gives them
 
