@@ -30,9 +30,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import AutoTokenizer
 
+from benchmarks.quality.jobs import begin_alone
+from benchmarks.quality.report import spread
 from benchmarks.quality.run import FITTED, SCORED, train_stage
 from benchmarks.quality.sources import ROOT, Source, real, stories, tiny
 from benchmarks.quality.ways import Way
@@ -109,8 +110,7 @@ def start_of(source: Source, work: Path) -> Path:
 
 def run_rule(source: Source, rule: str, seed: int, work: Path) -> None:
     """Train with one rule and one seed, and write what it ends at. Call in a process of its own."""
-    torch.set_flush_denormal(True)
-    torch.set_num_threads(1)
+    begin_alone(work / "logs" / f"{_result(source, rule, seed, work).stem}.txt")
     settings = RULES[rule]
     references = source.references or read_json(work / "losses" / f"{source.name}-source.json")["losses"]
     if settings is None:
@@ -146,16 +146,12 @@ def table(
     lines = [f"| rule | worst gap | mean | {' | '.join(domains)} | seeds |", "|---" * (len(domains) + 4) + "|"]
     for rule, runs in {"the source": [source], "before training": [start], **results}.items():
         figures = [
-            _mean([max(run[domain] - source[domain] for domain in domains) for run in runs]),
-            _mean([statistics.mean(run[domain] for domain in domains) for run in runs]),
+            spread([max(run[domain] - source[domain] for domain in domains) for run in runs]),
+            spread([statistics.mean(run[domain] for domain in domains) for run in runs]),
             *(f"{statistics.mean([run[domain] for run in runs]):.3f}" for domain in domains),
         ]
         lines.append(f"| {rule} | {' | '.join(figures)} | {len(runs)} |")
     return "\n".join(lines)
-
-
-def _mean(values: Sequence[float]) -> str:
-    return f"{statistics.mean(values):.3f}" + (f" ({statistics.stdev(values):.3f})" if len(values) > 1 else "")
 
 
 @cli

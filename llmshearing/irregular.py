@@ -40,7 +40,8 @@ def irregular_shapes(shape: ModelShape, *, seed: int = 0) -> list[ModelShape]:
     order = generator.sample(range(shape.num_hidden_layers), shape.num_hidden_layers)
     shapes = [shape] * shape.num_hidden_layers
     neurons, heads = shape.intermediate_size, shape.num_key_value_heads
-    for first, second in zip(order[::2], order[1::2], strict=False):
+    for place in range(0, len(order) - 1, 2):
+        first, second = order[place : place + 2]
         moved = 2 * generator.randrange(max(1, neurons // 4)) + 1 if neurons > 1 else 0
         heads_moved = generator.randint(0, heads // 2)
         for layer, sign in ((first, 1), (second, -1)):

@@ -22,7 +22,7 @@ from llmshearing.score import score_model
 from tests.conftest import REPOSITORY
 from tests.convert.checkpoints import pruned
 from tests.models import SIZES, token_ids
-from tests.test_text_quality import write
+from tests.repeats import write
 
 PAGE = (REPOSITORY / "docs" / "serving.md").read_text(encoding="utf-8")
 CONVERTER = REPOSITORY / ".venv" / "gguf-converter"

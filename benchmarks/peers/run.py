@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks.peers.cuts import CUTS, complete, figures_of
-from benchmarks.quality.run import Curve, train_stage
+from benchmarks.quality.jobs import begin_alone
+from benchmarks.quality.run import Curve, mean_eval_loss, train_stage
 from benchmarks.quality.sources import Source
 from benchmarks.quality.ways import WAYS
 from llmshearing import ComposerLlama
 from llmshearing.convert.commands import export
 from llmshearing.fileio import write_json
-from llmshearing.reference_loss.evaluate import evaluate
 
 
 def result_file(source: Source, name: str, seed: int, out: Path) -> Path:
@@ -31,26 +27,20 @@ def run(source: Source, name: str, seed: int, out: Path) -> None:
     What was looked at before is counted as steps, so that all have seen as many tokens in the end.
     """
     place = result_file(source, name, seed, out)
-    log = out / "logs" / f"{place.stem}.txt"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as output:
-        os.dup2(output.fileno(), 1)
-        os.dup2(output.fileno(), 2)
-    torch.set_flush_denormal(True)
-    torch.set_num_threads(1)
+    begin_alone(out / "logs" / f"{place.stem}.txt")
     made = out / "cuts" / source.name / name
     looked_at = -(-CUTS[name].sequences // source.batch_size)
     with tempfile.TemporaryDirectory(prefix=f"{place.stem}-") as temporary:
         folder = Path(temporary)
         begun = source.model if CUTS[name].module is None else made / "model"
         start = complete(begun, source.target, seed, folder / "start")
-        losses = {"0": _loss(source, start["model"])}
+        losses = {"0": mean_eval_loss(source, start["model"])}
         curve = Curve(source, looked_at)
         model = ComposerLlama(pretrained=start["model"])
         steps = source.steps - looked_at
         train_stage(source, WAYS["scored"], model, steps, seed, folder / "train", callbacks=[curve])
         export(folder / "train" / "latest-rank0.pt", folder / "final")
-        losses |= curve.losses | {str(source.steps): _loss(source, folder / "final")}
+        losses |= curve.losses | {str(source.steps): mean_eval_loss(source, folder / "final")}
     result: dict[str, Any] = {
         "source": source.name,
         "way": name,
@@ -62,7 +52,3 @@ def run(source: Source, name: str, seed: int, out: Path) -> None:
         "cut": figures_of(made),
     }
     write_json(place, result)
-
-
-def _loss(source: Source, folder: str | Path) -> float:
-    return statistics.mean(evaluate(str(folder), source.data / "eval", batch_size=16)["losses"].values())

@@ -86,13 +86,13 @@ def run(
         record = str(folder / "sheared" / "shearing.json")
     if way.shears:
         searched += -(-LOOKED_AT // source.batch_size) if way.fitted else 0
-        sheared, left = _loss(source, folder / "sheared"), steps if way.stage == "extra" else steps - searched
+        sheared, left = mean_eval_loss(source, folder / "sheared"), steps if way.stage == "extra" else steps - searched
         model = ComposerLlama(pretrained=str(folder / "sheared")) if left else model
     final, curve = sheared, Curve(source, searched)
     if left:
         train_stage(source, way, model, left, seed, folder / "train", record=record, callbacks=[curve])
         export(folder / "train" / "latest-rank0.pt", folder / "final")
-        final = _loss(source, folder / "final")
+        final = mean_eval_loss(source, folder / "final")
     seconds = time.perf_counter() - begin
     return {
         "sheared": sheared,
@@ -227,5 +227,6 @@ def _target_config(source: Source) -> dict[str, Any]:
     return sheared_config(config.to_dict(), target, list(range(target.num_hidden_layers)))
 
 
-def _loss(source: Source, folder: Path) -> float:
+def mean_eval_loss(source: Source, folder: str | Path) -> float:
+    """Of a Hugging Face folder on the source's eval split: nats per token, mean over domains."""
     return statistics.mean(evaluate(str(folder), source.data / "eval", batch_size=16)["losses"].values())

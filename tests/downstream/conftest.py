@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.downstream.helpers import learned, repeating, save, write
+from tests.downstream.helpers import save
 from tests.models import make_model
+from tests.repeats import learned, repeating, write
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""A tokenizer of whole words, data of repeated words, and a model that has learned to say again what it read."""
+"""A tokenizer of whole words, files of questions, and models with a tokenizer beside them."""
 
 from __future__ import annotations
 
@@ -6,17 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from streaming import MDSWriter
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from llmshearing.downstream import evaluate
-from tests.models import SIZES, make_model
-
-LENGTH = 24
+from tests.models import SIZES
 
 
 def words() -> PreTrainedTokenizerFast:
@@ -31,37 +26,11 @@ def words() -> PreTrainedTokenizerFast:
     )
 
 
-def repeating(number: int, *, seed: int) -> np.ndarray:
-    """Sequences of one token each, (number, LENGTH)."""
-    tokens = np.random.default_rng(seed).permutation(np.arange(3, SIZES["vocab_size"]))[:number]
-    return np.repeat(tokens[:, None], LENGTH, axis=1)
-
-
-def learned() -> PreTrainedModel:
-    """A model that says again what it has just read."""
-    model = make_model("llama3", initializer_range=0.05).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for step in range(40):
-        ids = torch.from_numpy(repeating(32, seed=step))
-        model(input_ids=ids, labels=ids).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return model.eval()
-
-
 def save(model: PreTrainedModel, folder: Path) -> str:
     """A model's folder with a tokenizer."""
     model.save_pretrained(folder)
     words().save_pretrained(folder)
     return str(folder)
-
-
-def write(folder: Path, rows: np.ndarray) -> Path:
-    """A domain of prepared data."""
-    with MDSWriter(out=str(folder), columns={"tokens": f"ndarray:uint16:{rows.shape[1]}"}) as writer:
-        for row in rows:
-            writer.write({"tokens": row.astype(np.uint16)})
-    return folder
 
 
 def write_questions(path: Path, number: int = 12) -> list[dict[str, Any]]:

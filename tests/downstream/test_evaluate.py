@@ -11,16 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmshearing.convert.commands import shear
 from llmshearing.downstream import tasks
 from llmshearing.downstream.__main__ import main
 from llmshearing.downstream.evaluate import downstream
 from llmshearing.downstream.suites import read_suite
 from llmshearing.errors import InputError
-from llmshearing.score import score_model
 from llmshearing.text_quality import text_quality
 from tests.conftest import REPOSITORY
-from tests.downstream.helpers import words, write, write_generation, write_group, write_questions
+from tests.downstream.helpers import words, write_generation, write_group, write_questions
+from tests.repeats import stories
 
 pytest.importorskip("lm_eval", reason="no lm-eval: pip install 'llmshearing[eval]'")
 
@@ -175,14 +174,7 @@ def test_ranks_find_what_one_process_finds(world: dict[str, str], tmp_path: Path
 @pytest.mark.skipif(not (SHARED / "models/stories260K").is_dir(), reason="no ../shared/models/stories260K")
 def test_a_real_source_beats_what_is_sheared_from_it_and_that_beats_nothing(tmp_path: Path) -> None:
     """A model of stories on stories: real text, through a real tokenizer."""
-    model, data = str(SHARED / "models/stories260K"), tmp_path / "data"
-    rows = np.load(SHARED / "golden/stories_self/rows.npy")[:192, :128]
-    write(data / "train/stories", rows[:128])
-    write(data / "eval/stories", rows[128:])
-    score_model(model, tmp_path / "scores.safetensors", data=data, num_sequences=8)
-    target = {"hidden_size": 32, "intermediate_size": 86}
-    sheared = str(tmp_path / "sheared")
-    shear(model, sheared, scores=tmp_path / "scores.safetensors", target=target)
+    model, sheared, data = stories(SHARED, tmp_path)
     found = downstream([model, sheared], data, batch_size=32)["models"]
     of_source, of_sheared = (
         {task: result["metrics"] for task, result in found[name]["results"].items()} for name in (model, sheared)

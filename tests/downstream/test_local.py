@@ -11,7 +11,8 @@ import torch
 from llmshearing.downstream.local import choices_of, completions_of, rows_of_data, rows_of_file
 from llmshearing.downstream.suites import Entry
 from llmshearing.errors import InputError
-from tests.downstream.helpers import LENGTH, repeating, words, write, write_questions
+from tests.downstream.helpers import words, write_questions
+from tests.repeats import LENGTH, repeating, write
 
 
 def test_choices_are_the_true_continuation_and_three_others_at_changing_places() -> None:

@@ -26,7 +26,7 @@ from llmshearing.tune.settings import Settings
 from llmshearing.tune.template import prepare_tokenizer
 from llmshearing.tune.train import _trainer, tune
 from tests.conftest import REPOSITORY
-from tests.test_text_quality import write
+from tests.repeats import write
 from tests.tune.small import ANSWERS, LLAMA3, VOCAB_SIZE, make_folder, make_tokenizer, write_chats
 
 SHARED = Path(__file__).parents[3] / "shared"
