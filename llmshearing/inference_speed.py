@@ -36,7 +36,7 @@ from llmshearing.errors import InputError, cli
 from llmshearing.fileio import give_json
 from llmshearing.irregular import build_irregular, irregular_shapes
 from llmshearing.measuring import parse_measuring
-from llmshearing.models.loading import default_device
+from llmshearing.models.loading import default_device, default_dtype
 from llmshearing.peak_memory import peak_in_process
 from llmshearing.reference_loss.evaluate import causal_config, load_model
 
@@ -98,9 +98,7 @@ def _load(name: str, dtype: str | None, irregular: bool) -> PreTrainedModel:
     config = causal_config(name)
     if not irregular:
         return load_model(name, config, dtype=dtype)
-    device = default_device()
-    dtype = dtype or ("bfloat16" if device.type == "cuda" else "float32")
-    return build_irregular(config, device=device, dtype=getattr(torch, dtype))
+    return build_irregular(config, device=default_device(), dtype=getattr(torch, default_dtype(dtype)))
 
 
 def _widths(config: PretrainedConfig) -> dict[str, list[int]]:

@@ -24,7 +24,7 @@ from llmshearing import environment
 from llmshearing.compute import write_training_compute
 from llmshearing.devices import check_device, parallelism
 from llmshearing.dry_run.checks import Checked, check
-from llmshearing.dry_run.parts import Findings, check_length, open_data
+from llmshearing.dry_run.parts import Findings, check_length, open_data, teacher_shape
 from llmshearing.dry_run.report import dry_run
 from llmshearing.errors import InputError, cli, naming, one_line
 from llmshearing.evaluators import build_recipe_evaluators
@@ -110,10 +110,14 @@ def build_trainer(recipe: dict[str, Any]) -> Trainer | None:
 
 def _note_compute(recipe: dict[str, Any], checked: Checked, evaluators: Sequence[Any]) -> None:
     scores = recipe["algorithms"].get("targeted_pruning", {}).get("scores")
+    # A teacher of the hub is here by now, but was not when the recipe was checked.
+    teacher = checked.teacher or teacher_shape(recipe, checked.source, checked.tokenizer, Findings())
+    if teacher is None and "source_distillation" in recipe["algorithms"]:
+        log.warning("The sizes of the teacher are not known here, so `report compute` does not count it.")
     write_training_compute(
         Path(recipe["save_folder"]).parent,
         checked.source,
-        checked.teacher,
+        teacher,
         seq_len=recipe["max_seq_len"],
         checkpointing=bool((recipe["fsdp_config"] or {}).get("activation_checkpointing")),
         eval_tokens=recipe["max_seq_len"] * sum(len(each.dataloader.dataloader.dataset) for each in evaluators),

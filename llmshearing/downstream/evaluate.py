@@ -20,11 +20,12 @@ from torch import distributed
 
 from llmshearing.arguments import whole
 from llmshearing.downstream.cache import ResultCache
-from llmshearing.downstream.models import Candidate, candidates, dtype_of, tokens_by_model
+from llmshearing.downstream.models import Candidate, candidates, tokens_by_model
 from llmshearing.downstream.suites import read_suite
 from llmshearing.downstream.table import average
 from llmshearing.downstream.tasks import SEED, LoadedTask, load_tasks, require_lm_eval
 from llmshearing.errors import InputError
+from llmshearing.models.loading import default_dtype
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ def downstream(
         batch_size = "auto" if torch.cuda.is_available() else 8
     found: dict[str, Any] = {}
     for model in checked:
-        results = _results(model, tasks, kept, limit, batch_size, dtype_of(dtype), parallelize)
+        results = _results(model, tasks, kept, limit, batch_size, default_dtype(dtype), parallelize)
         found[model.name] = {
             "num_parameters": model.num_parameters,
             **({"tokens": counted[model.name]} if counted else {}),
@@ -91,7 +92,7 @@ def downstream(
     return {
         "suite": chosen.name,
         "lm_eval": version("lm_eval"),
-        "dtype": dtype_of(dtype),
+        "dtype": default_dtype(dtype),
         "limit": limit,
         "tasks": {
             task.name: {

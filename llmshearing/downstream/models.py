@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from llmshearing.architecture.families import FAMILIES
 from llmshearing.errors import InputError
+from llmshearing.fileio import digest_of_files
 from llmshearing.models.loading import build_on_meta
 from llmshearing.reference_loss.evaluate import causal_config, load_model
 from llmshearing.tokenizer import model_tokenizer
 
 log = logging.getLogger(__name__)
 
-_CHUNK = 1 << 24
 # What decides a model's answers, by suffix: weights, config, tokenizer.
 _SUFFIXES = (".safetensors", ".bin", ".json", ".model", ".txt", ".jinja")
 # Our own notes beside a model, which decide nothing.
@@ -104,19 +102,8 @@ def _identity(name: str, config: PretrainedConfig) -> str | None:
     if not folder.is_dir():
         commit = getattr(config, "_commit_hash", None)
         return f"{name}@{commit}" if commit else None
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and path.suffix in _SUFFIXES and path.name not in _NOTES:
-            digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
-            with path.open("rb") as file:
-                while part := file.read(_CHUNK):
-                    digest.update(part)
-    return digest.hexdigest()
-
-
-def dtype_of(dtype: str | None) -> str:
-    """The type in which models are evaluated here."""
-    return dtype or ("bfloat16" if torch.cuda.is_available() else "float32")
+    files = (path for path in sorted(folder.iterdir()) if path.suffix in _SUFFIXES and path.name not in _NOTES)
+    return digest_of_files(path for path in files if path.is_file())
 
 
 def tokens_by_model(names: Sequence[str], tokens: Sequence[float] | None) -> Mapping[str, float]:

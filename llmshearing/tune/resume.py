@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmshearing.errors import InputError
-from llmshearing.fileio import read_json, remove, write_json
+from llmshearing.fileio import digest_of_files, read_json, remove, write_json
 from llmshearing.run_folder import claim
 from llmshearing.tune.encode import Example
 
@@ -36,13 +36,7 @@ def digest_of_examples(examples: Sequence[Example]) -> str:
 def digest_of_weights(model_name: str) -> str | None:
     """A digest of a folder's weights; ``None`` for a model of the hub."""
     files = [path for pattern in ("*.safetensors", "*.bin") for path in sorted(Path(model_name).glob(pattern))]
-    if not files:
-        return None
-    digest = hashlib.blake2b(digest_size=16)
-    for path in files:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "blake2b").digest())
-    return digest.hexdigest()
+    return digest_of_files(files) if files else None
 
 
 def open_checkpoints(folder: Path, settings: Mapping[str, Any]) -> str | None:
