@@ -80,7 +80,8 @@ def test_peak_memory_on_a_cpu_has_the_weights_the_cache_and_little_else(
         [str(tmp_path / "model")], generate=[2], batch_sizes=[4], prompt=64, rounds=1, memory=True
     )
     needed = model.get_memory_footprint() + 2 * 4 * 4 * 65 * 1024 * 4  # keys and values in 4 layers of 4 sequences
-    assert needed < entry["peak_memory_bytes"] < needed + 60e6  # what libraries load of their own with a model
+    # Libraries load 45 to 70 MB of their own with a model, by the threads; weights held twice would be 176 MB more.
+    assert needed < entry["peak_memory_bytes"] < needed + 120e6
 
 
 def test_what_is_timed_is_generation_with_a_cache(models: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
