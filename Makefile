@@ -131,7 +131,7 @@ format: install
 # Writes the lock files anew from setup.py and requirements-peers.in; review the change.
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
 lock:
-	$(COMPILE) --extra dev --extra real --extra eval --extra tune setup.py -o requirements.lock
+	$(COMPILE) --extra dev --extra real --extra eval --extra tune --extra ray setup.py -o requirements.lock
 	$(COMPILE) --extra foundry setup.py -o requirements-foundry.lock
 	$(COMPILE) requirements-peers.in -o requirements-peers.lock
 
