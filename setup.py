@@ -32,7 +32,7 @@ setup(
         "matplotlib>=3.8",
         "tqdm>=4.66",
         "numpy>=1.26,<2.3",
-        "pyarrow>=20",
+        "pyarrow>=14",
     ],
     entry_points={
         "console_scripts": ["llmshearing = llmshearing.__main__:main"],
