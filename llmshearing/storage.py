@@ -256,6 +256,4 @@ def _file_system(scheme: str, bucket: str, endpoint: str | None, attempts: int) 
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if endpoint is None and region is None:
         region = fs.resolve_s3_region(bucket)
-    return fs.S3FileSystem(
-        endpoint_override=endpoint, region=region or "us-east-1", retry_strategy=retries, allow_delayed_open=True
-    )
+    return fs.S3FileSystem(endpoint_override=endpoint, region=region or "us-east-1", retry_strategy=retries)
