@@ -93,6 +93,17 @@ def info(place: Place) -> Info | None:
         return Info(found.size, found.mtime_ns or 0) if found.is_file else None
 
 
+def has_bucket(address: str) -> bool:
+    """Whether the bucket of an address is there.
+
+    Raises:
+        InputError: the store cannot be asked, or does not say so to everybody.
+    """
+    with reporting(address):
+        system, key = _resolve(address)
+        return bool(system.get_file_info(key.partition("/")[0]).type.value)
+
+
 def files_below(place: Place) -> dict[str, Info]:
     """The files anywhere below a folder, by their names relative to it, sorted; empty where there is no such folder.
 

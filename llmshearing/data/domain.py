@@ -30,6 +30,7 @@ class DomainDataset(Dataset):
         seq_len: tokens per sample, checked. ``None``: as the data has it.
         vocab_size: token ids must be below it. ``None``: not checked.
         validate_hash: hash algorithm to check fetched shards with; the data must have been written with it.
+        lazy: fetch a shard when a sequence of it is asked for, on this process alone, and not all when it is opened.
 
     Raises:
         InputError: there is no such data, or it does not fit.
@@ -44,6 +45,7 @@ class DomainDataset(Dataset):
         seq_len: int | None = None,
         vocab_size: int | None = None,
         validate_hash: str | None = None,
+        lazy: bool = False,
     ) -> None:
         with opens(f"domain '{domain}' in {local!r}, remote {remote!r}"):
             stream = Stream(
@@ -56,8 +58,9 @@ class DomainDataset(Dataset):
             )
             check_index(stream)
             self._shards = stream.get_shards(World.detect(), allow_unsafe_types=False)
+        self._stream, self._absent = stream, set(range(len(self._shards))) if lazy else set()
         with process_group():
-            if dist.get_local_rank() == 0:
+            if dist.get_local_rank() == 0 and not lazy:
                 for shard in self._shards:
                     fetch(stream, shard)
             dist.barrier()
@@ -80,4 +83,7 @@ class DomainDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         shard, place = self._bounds[index]
+        if shard in self._absent:
+            fetch(self._stream, self._shards[shard])
+            self._absent.remove(shard)
         return self._decode(self._shards[shard][place], f"Sample {index} of domain '{self._domain}'")

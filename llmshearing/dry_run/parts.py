@@ -26,6 +26,7 @@ from llmshearing.pruning.masked import MaskedModel
 from llmshearing.pruning.scores import Scores
 from llmshearing.pruning.target import groups_to_prune
 from llmshearing.registry import build
+from llmshearing.storage import info, is_remote
 from llmshearing.teacher import common_vocabulary, load_own_tokenizer
 from llmshearing.tokenizer import load_tokenizer
 
@@ -196,13 +197,15 @@ def check_scores(path: Any, source: ModelShape, findings: Findings) -> None:
 
 
 def _absent_file(value: Any) -> str | None:
-    return value if isinstance(value, str) and not Path(value).is_file() else None
+    return value if isinstance(value, str) and info(value) is None else None
 
 
 def _absent_suite(name: str, settings: Mapping[str, Any] | None) -> str | None:
     """The file, or folder of prepared data, of downstream tasks that is still to be made."""
     suite = (settings or {}).get("suite")
-    if name != "downstream_evaluation" or not isinstance(suite, str) or "/" not in suite or Path(suite).exists():
+    if name != "downstream_evaluation" or not isinstance(suite, str) or "/" not in suite or is_remote(suite):
+        return None
+    if Path(suite).exists():
         return None
     return suite
 

@@ -1,0 +1,201 @@
+"""Where a run writes: its folder, or where ``save_folder`` is an address, a working copy on each node and the store.
+
+    1  the newest whole checkpoint and the records of the run -> working copy     RunPlace.fetch
+    2  training writes to the working copy, as to any folder                      Composer, MetricsLog
+    3  at each checkpoint, records and then checkpoint -> store                   Uploader
+    4  at the end, the last records -> store; the working copy goes               RunPlace.close
+
+What is in the store is the run. A working copy that a killed process left is cleared when the run goes on, here or on
+another machine. Two machines must not run the same run at once: a store has no lock that would keep the second out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from composer.callbacks import CheckpointSaver
+from composer.utils import dist
+
+from llmshearing import storage
+from llmshearing.copies import fetch, followed, name_of, parent_of
+from llmshearing.errors import InputError, UntrustedError
+from llmshearing.fileio import remove
+from llmshearing.run_folder import claim
+from llmshearing.unfinished import newest_checkpoint, newest_first
+from llmshearing.uploader import Uploader
+
+log = logging.getLogger(__name__)
+
+# Recipe keys that are the Trainer's own arguments of the same name.
+_SETTINGS = (
+    "save_folder", "save_interval", "save_num_checkpoints_to_keep", "save_overwrite", "load_path", "load_weights_only",
+    "autoresume",
+)  # fmt: skip
+
+
+class RunPlace:
+    """Where a run writes.
+
+    Args:
+        recipe: complete.
+
+    Attributes:
+        recipe: the same, with paths of this machine where it has addresses to save to and to load from.
+        address: of the run's folder in the store; ``None`` where it is on a disk.
+        folder: the run's folder on this machine.
+        uploader: what copies checkpoints to the store; ``None`` for none.
+    """
+
+    def __init__(self, recipe: dict[str, Any]) -> None:
+        save, load = recipe["save_folder"], recipe["load_path"]
+        self.recipe, self.address, self.uploader = dict(recipe), None, None
+        self._saves, self._loads, self._keep = save.rstrip("/"), load, recipe["save_num_checkpoints_to_keep"]
+        if load is not None and storage.is_remote(load):
+            self.recipe["load_path"] = str(working_copy(load) / name_of(load))
+        if storage.is_remote(save):
+            self.address = parent_of(self._saves)
+            local = working_copy(self.address) / name_of(self._saves)
+            self.recipe |= {"save_folder": str(local), "save_num_checkpoints_to_keep": 1}
+            self.uploader = Uploader(self.address, local.parent, local.name, keep=self._keep)
+        self.folder = Path(self.recipe["save_folder"]).parent
+
+    def fetch(self) -> None:
+        """Take the run's folder, and bring what the run begins with to each node. For all ranks together.
+
+        Raises:
+            InputError: another process holds it; the store cannot be read or written, or holds checkpoints that the
+                run would write again; there is no room for a checkpoint.
+        """
+        chosen: list[Any] = [None]
+        if dist.get_local_rank() == 0 and (self.address is not None or dist.get_global_rank() == 0):
+            claim(self.folder)
+        if dist.get_global_rank() == 0 and self.address is not None:
+            chosen = [self._begin(self.address)]
+        dist.broadcast_object_list(chosen)
+        self._own: str | None = chosen[0]
+        if self.address is not None and dist.get_local_rank() == 0 and dist.get_global_rank() != 0:
+            self._clear()
+            if self._own is not None:
+                fetch(f"{self._saves}/{self._own}", Path(self.recipe["save_folder"]) / self._own)
+        loads = self._loads if self._loads != self.recipe["load_path"] and self._own is None else None
+        if loads is not None and dist.get_local_rank() == 0:
+            target = Path(self.recipe["load_path"])
+            claim(target.parent)
+            remove(target)
+            fetch(followed(loads), target)
+        dist.barrier()
+
+    def trainer_settings(self) -> dict[str, Any]:
+        """What the Trainer is given of the recipe for saving and loading, once :meth:`fetch` is done."""
+        settings = {key: self.recipe[key] for key in _SETTINGS}
+        if self.address is None:
+            return settings
+        if self._own is not None:
+            settings |= {"load_path": str(Path(self.recipe["save_folder"]) / self._own), "load_weights_only": False}
+        # Composer would look for a checkpoint at rank 0's path on every node; TMPDIR may differ between them.
+        return {**settings, "autoresume": False}
+
+    @contextmanager
+    def naming(self) -> Iterator[None]:
+        """Let errors name the addresses that working copies are of."""
+        try:
+            yield
+        except InputError as error:
+            text = str(error)
+            if self._loads is not None:
+                text = text.replace(str(self.recipe["load_path"]), self._loads)
+            if self.address is not None:
+                text = text.replace(str(self.folder), self.address)
+            raise type(error)(text) from error
+
+    def checkpoint_saver(self) -> list[CheckpointSaver]:
+        """What saves to the working copy and from there to the store; none where the run is on a disk."""
+        if self.address is None:
+            return []
+        key = self._saves.partition("://")[2].partition("/")[2]
+        saver = CheckpointSaver(
+            folder=self.recipe["save_folder"],
+            remote_file_name=f"{key}/ep{{epoch}}-ba{{batch}}-rank{{rank}}.pt",
+            latest_remote_file_name=f"{key}/latest-rank{{rank}}.pt",
+            save_interval=self.recipe["save_interval"],
+            overwrite=True,  # fetch has looked
+            num_checkpoints_to_keep=1,
+        )
+        return [saver]
+
+    def close(self, *, failed: bool) -> None:
+        """Bring the last records to the store, remove what is not to be kept there, and the working copies.
+
+        Raises:
+            InputError: something could not be uploaded.
+        """
+        if self.uploader is None:
+            return
+        try:
+            if not failed:
+                self.uploader.check()
+                dist.barrier()  # until all ranks have uploaded all
+            if dist.get_global_rank() == 0:
+                (self.uploader.publish if failed else self.uploader.finish)()
+        finally:
+            if dist.get_local_rank() == 0:
+                self._clear()
+
+    def _clear(self) -> None:
+        for path in self.folder.iterdir():
+            if path.name != ".lock":  # which this process holds
+                remove(path)
+
+    def _begin(self, address: str) -> str | None:
+        """Fetch the records and the newest whole checkpoint; returns its name."""
+        probe = storage.join(address, ".writable")
+        storage.write_bytes(probe, b"")
+        storage.remove(probe)
+        self._clear()
+        for name in storage.files_below(address):
+            if "/" not in name and name.endswith((".json", ".jsonl", ".yaml")):
+                storage.download(storage.join(address, name), self.folder / name)
+        found = {name.partition("/")[0] for name in storage.files_below(self._saves)}
+        names = newest_first(found)
+        if not self.recipe["autoresume"]:
+            if names and not self.recipe["save_overwrite"]:
+                raise InputError(
+                    f"save_folder '{self._saves}' holds '{names[0]}' of another run. Set autoresume=true to go on with "
+                    "that, save_overwrite=true to write over it, or choose another save_folder."
+                )
+            return None
+        return next((name for name in names if self._take(name)), None)
+
+    def _take(self, name: str) -> bool:
+        """Fetch a checkpoint; whether it is whole. A sharded one that was not finished is removed.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        place, folder = f"{self._saves}/{name}", Path(self.recipe["save_folder"])
+        fetch(place, folder / name)
+        with suppress(UntrustedError):  # which find_start says
+            if newest_checkpoint(folder) is None:
+                if name.endswith(".pt"):
+                    raise InputError(f"'{place}' is damaged. Move it away, and the run goes on from the one before it.")
+                log.warning("Removing '%s': the run ended while it was uploaded.", place)
+                storage.remove(place)
+                shutil.rmtree(folder)
+                return False
+        return True
+
+
+def working_copy(address: str) -> Path:
+    """The folder of this machine in which a run works whose folder is at an address."""
+    digest = hashlib.blake2b(address.encode(), digest_size=6).hexdigest()
+    name = re.sub(r"[^\w.-]", "-", name_of(address))
+    return Path(tempfile.gettempdir()) / f"llmshearing-{os.getuid()}" / f"{name}-{digest}"
