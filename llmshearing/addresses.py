@@ -30,7 +30,7 @@ TAKE = (
 #: Parts whose settings are ours; those of others, such as loggers, mean what their authors say.
 _OURS = re.compile(
     r"(save_folder|load_path|model|tokenizer|train_loader|eval_loader|algorithms"
-    r"|callbacks\.(dynamic_batch_loading|downstream_evaluation))(\..*)?"
+    r"|callbacks\.(dynamic_batch_loading|downstream_evaluation)|loggers\.metrics_log)(\..*)?"
 )
 _KNOWN = re.compile("|".join(re.escape(key).replace(r"\*", r"[^.]+") for key in TAKE))
 

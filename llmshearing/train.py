@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -155,6 +156,9 @@ def train(recipe: dict[str, Any]) -> None:
             trainer.fit()
         failed = False
     except RuntimeError as error:
+        # Of a worker, the message holds its traceback.
+        if (shard := re.search(r"Shard '.*' cannot be fetched .*", str(error))) is not None:
+            raise InputError(shard[0]) from error
         if "PytorchStreamWriter failed" not in str(error):  # which is all that torch says of a full disk
             raise
         raise InputError(

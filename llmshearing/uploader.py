@@ -58,7 +58,7 @@ class Uploader(RemoteUploaderDownloader):
         options = _ATTEMPTS.get(parts.scheme, {})
         # Threads: a process would import everything again, on every rank, and outlive one that is killed.
         super().__init__(f"{parts.scheme}://{parts.netloc}", backend_kwargs=dict(options), use_procs=False)
-        self._proc_class = _Worker
+        self._proc_class: Any = _Worker
 
     def upload_file(self, state: State, remote_file_name: str, file_path: Path, *, overwrite: bool) -> None:
         """Bring the records up to date, then queue the file."""

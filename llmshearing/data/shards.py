@@ -78,7 +78,8 @@ class ShardedDataset(StreamingDataset):
                     f"cache_limit deletes the shards it has no room for, but '{stream.local}' is their only copy. "
                     "Leave cache_limit out, or set remote."
                 )
-        with opens(f"local is {streams[0].local!r}"):
+        fetched = f", remote is {streams[0].remote!r}" if is_remote(streams[0]) else ""
+        with opens(f"local is {streams[0].local!r}{fetched}"):
             try:
                 with opening(ShardBounds):
                     super().__init__(streams=streams, cache_limit=cache_limit, **settings)
