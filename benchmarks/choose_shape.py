@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig
 
+from benchmarks.quality.report import spread
 from benchmarks.quality.run import SCORED, run
 from benchmarks.quality.sources import ROOT, Source, find_sources
 from benchmarks.quality.ways import Way
@@ -97,11 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("|---|---|---|---|---|---|")
     for number, shape in enumerate(shapes):
         sizes = "{num_hidden_layers}, {hidden_size}, {intermediate_size}, {num_attention_heads}/{num_key_value_heads}"
-        deviation = statistics.stdev(losses[number]) if len(losses[number]) > 1 else 0.0
-        ended = f"{statistics.mean(losses[number]):.3f} ({deviation:.3f})"
         print(
             f"| {number + 1} | {sizes.format(**shape)} | {shape['num_parameters']:,} | {shape['fitted_loss']:.3f} | "
-            f"{ended} | {len(losses[number])} |"
+            f"{spread(losses[number])} | {len(losses[number])} |"
         )
     means = [statistics.mean(losses[number]) for number in range(len(shapes))]
     print(f"\nSpearman's coefficient: {rank_correlation([shape['fitted_loss'] for shape in shapes], means):+.2f}")

@@ -14,8 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.steps import SMALL, Step, compare, llama_config, peak_memory
 from llmshearing.architecture.shapes import ModelShape
+from llmshearing.compute import forward_flops, training_flops
 from llmshearing.divergence import distillation_loss
-from llmshearing.dry_run.estimates import forward_flops, training_flops
 from llmshearing.teacher import Teacher
 
 # name -> the teacher's hidden size, layers, vocabulary, sequences, tokens per sequence

@@ -27,6 +27,9 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "export": (_CONVERT, ("export",), "a dense checkpoint to a Hugging Face folder"),
     "text-quality": ("llmshearing.text_quality", (), "agreement with the source, and choices among continuations"),
     "inference-speed": ("llmshearing.inference_speed", (), "tokens per second where a model is served"),
+    "downstream": ("llmshearing.downstream", (), "suites of downstream tasks, by lm-eval, as one table"),
+    "tune": ("llmshearing.tune", (), "teach a model to answer, by trl and peft"),
+    "answers": ("llmshearing.answers", (), "answers of several models side by side, for a judge"),
     "report": ("llmshearing.report", (), "a run as one HTML file"),
 }
 

@@ -9,6 +9,11 @@ decode
     new tokens per second after that
 latency
     seconds for a prompt and all new tokens
+peak memory
+    bytes, weights included: on a GPU always, on a CPU with --memory, in a process of its own for each figure
+
+With --irregular MODEL a model of as many parameters takes part whose layers each have widths of their own, as pruning
+without a target shape leaves them (LLM-Pruner): what the same parameters cost in odd shapes.
 
 Prompts are random tokens and the likeliest token is taken, by stock ``transformers`` with a cache of keys and values.
 """
@@ -23,12 +28,16 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
+from llmshearing.architecture.shapes import ModelShape
 from llmshearing.arguments import whole
 from llmshearing.errors import InputError, cli
 from llmshearing.fileio import give_json
+from llmshearing.irregular import build_irregular, irregular_shapes
 from llmshearing.measuring import parse_measuring
+from llmshearing.models.loading import default_device, default_dtype
+from llmshearing.peak_memory import peak_in_process
 from llmshearing.reference_loss.evaluate import causal_config, load_model
 
 
@@ -40,6 +49,8 @@ def inference_speed(
     prompt: int = 128,
     rounds: int = 3,
     dtype: str | None = None,
+    irregular: Sequence[str] = (),
+    memory: bool = False,
 ) -> list[dict[str, Any]]:
     """Measure models, all of them in memory.
 
@@ -52,20 +63,59 @@ def inference_speed(
         prompt: tokens of a sequence before the new ones.
         rounds: how many times each; one more comes first, which is not counted.
         dtype: of weights and activations; bfloat16 on a GPU and float32 on a CPU unless given.
+        irregular: models of supported families of which an irregular one is measured too, as ``NAME (irregular)``; see
+            :mod:`llmshearing.irregular`.
+        memory: on a CPU, measure memory too, which starts a process for each figure.
 
     Returns:
         For each model, batch size and number of new tokens: ``model``, ``num_parameters``, ``device``, ``dtype``,
-        ``batch_size``, ``prompt``, ``generate``, ``prefill_tokens_per_s``, ``decode_tokens_per_s``, ``latency_s`` and
-        on a GPU ``peak_memory_bytes``, which has this model's weights in it and no other's.
+        ``batch_size``, ``prompt``, ``generate``, ``prefill_tokens_per_s``, ``decode_tokens_per_s``, ``latency_s`` and,
+        on a GPU or with ``memory``, ``peak_memory_bytes``, which has this model's weights in it and no other's. Of an
+        irregular one also ``intermediate_sizes`` and ``num_key_value_heads``, by layer.
 
     Raises:
-        InputError: a model cannot be read, or has fewer positions than are asked for.
+        InputError: a model cannot be read, or has fewer positions than are asked for; no irregular one can be made.
     """
+    regular = {name: causal_config(name) for name in irregular}
     configs = {name: causal_config(name) for name in models}
     texts = {name: config.get_text_config() for name, config in configs.items()}
-    _check(texts, generate, batch_sizes, prompt, rounds)
-    loaded = {name: load_model(name, config, dtype=dtype) for name, config in configs.items()}
-    return time_models(loaded, generate=generate, batch_sizes=batch_sizes, prompt=prompt, rounds=rounds)
+    _check(texts | regular, generate, batch_sizes, prompt, rounds)
+    widths = {f"{name} (irregular)": _widths(config) for name, config in regular.items()}
+    loaded = {name: _load(name, dtype, False) for name in configs}
+    loaded |= {f"{name} (irregular)": _load(name, dtype, True) for name in regular}
+    found = time_models(loaded, generate=generate, batch_sizes=batch_sizes, prompt=prompt, rounds=rounds)
+    for entry in found:
+        name = entry["model"].removesuffix(" (irregular)")
+        if memory and "peak_memory_bytes" not in entry:
+            case = (name, dtype, name != entry["model"], entry["batch_size"], prompt, entry["generate"])
+            entry["peak_memory_bytes"] = peak_in_process(_load_case, _run_case, *case)
+        entry |= widths.get(entry["model"], {})
+    return found
+
+
+def _load(name: str, dtype: str | None, irregular: bool) -> PreTrainedModel:
+    """A model, or the irregular one of as many parameters."""
+    config = causal_config(name)
+    if not irregular:
+        return load_model(name, config, dtype=dtype)
+    return build_irregular(config, device=default_device(), dtype=getattr(torch, default_dtype(dtype)))
+
+
+def _widths(config: PretrainedConfig) -> dict[str, list[int]]:
+    shapes = irregular_shapes(ModelShape.from_hf_config(config))
+    names = {"intermediate_sizes": "intermediate_size", "num_key_value_heads": "num_key_value_heads"}
+    return {key: [getattr(shape, name) for shape in shapes] for key, name in names.items()}
+
+
+def _load_case(
+    name: str, dtype: str | None, irregular: bool, batch_size: int, prompt: int, length: int
+) -> tuple[PreTrainedModel, int, int, int]:
+    return _load(name, dtype, irregular), batch_size, prompt, length
+
+
+def _run_case(case: tuple[PreTrainedModel, int, int, int]) -> None:
+    model, batch_size, prompt, length = case
+    _generate(model, torch.zeros(batch_size, prompt, dtype=torch.long), length)
 
 
 def time_models(
@@ -175,6 +225,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", metavar="N", type=int, nargs="+", default=[1], help="sequences (default: 1)")
     parser.add_argument("--prompt", metavar="N", type=int, default=128, help="tokens before them (default: 128)")
     parser.add_argument("--rounds", metavar="N", type=int, default=3, help="medians of how many (default: 3)")
+    parser.add_argument(
+        "--irregular", metavar="MODEL", nargs="+", default=[], help="time irregular models of as many parameters too"
+    )
+    parser.add_argument("--memory", action="store_true", help="measure peak memory on a CPU too")
     arguments = parse_measuring(parser, argv)
     found = inference_speed(
         arguments.models,
@@ -183,6 +237,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         prompt=arguments.prompt,
         rounds=arguments.rounds,
         dtype=arguments.dtype,
+        irregular=arguments.irregular,
+        memory=arguments.memory,
     )
     give_json(arguments.out, found)
 

@@ -34,6 +34,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
     },
     "callbacks": {
         "dynamic_batch_loading": "llmshearing.data.callback:DynamicBatchLoading",
+        "downstream_evaluation": "llmshearing.downstream.callback:DownstreamEvaluation",
         "early_stopper": "composer.callbacks:EarlyStopper",
         "lr_monitor": "composer.callbacks:LRMonitor",
         "memory_monitor": "composer.callbacks:MemoryMonitor",

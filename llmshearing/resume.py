@@ -29,10 +29,13 @@ class Start:
     Args:
         path: the checkpoint; ``None`` for none.
         finished: whether that is the run's own and has all that the recipe asks for.
+        saves_generation: whether checkpoints of the run may hold a generation config: what goes on from a sharded one
+            must find there all that it saves itself, and those of earlier versions have none.
     """
 
     path: str | None
     finished: bool = False
+    saves_generation: bool = True
 
 
 def find_start(recipe: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Start:
@@ -88,7 +91,7 @@ def _check(
     done = times[{"ba": "batch", "sp": "sample", "tok": "token"}[end.unit.value]]
     if done < end.value:
         _check_free(folder, recipe, times["batch"])
-        return Start(path)
+        return Start(path, saves_generation=not Path(path).is_dir() or checkpoint.generation() is not None)
     if not own:
         raise InputError(
             f"load_path '{path}' is at {done}{end.unit.value} and max_duration is '{recipe['max_duration']}': nothing "

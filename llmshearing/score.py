@@ -6,6 +6,7 @@ import argparse
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,9 +71,11 @@ def _rows(config: Any, data: str | Path, num_sequences: int) -> Tensor:
 
 
 def _score(model: Any, rows: Tensor) -> Scores:
+    from llmshearing.compute import score_flops
     from llmshearing.pruning.scoring import score
 
-    return score(model, rows.to(model.device).split(math.gcd(len(rows), _AT_ONCE)))
+    found = score(model, rows.to(model.device).split(math.gcd(len(rows), _AT_ONCE)))
+    return replace(found, flops=score_flops(found.source, tokens=rows.numel(), seq_len=rows.shape[1]))
 
 
 @cli

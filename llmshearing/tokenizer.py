@@ -1,4 +1,4 @@
-"""The tokenizer of a recipe."""
+"""The tokenizer of a recipe, or of a model."""
 
 from __future__ import annotations
 
@@ -34,3 +34,16 @@ def load_tokenizer(settings: dict[str, Any], max_seq_len: int) -> PreTrainedToke
         raise InputError(f"There is no tokenizer at '{name}': {one_line(error)}") from error
     except Exception as error:  # its files are parsed by many parsers, each with errors of its own
         raise InputError(f"The tokenizer at '{name}' cannot be read: {type(error).__name__}: {error}") from error
+
+
+def model_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer that lies with a model, a Hugging Face folder or hub id.
+
+    Raises:
+        InputError: there is none that can be read.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False, **hub_options(name))
+    except Exception as error:  # its files are parsed by many parsers, each with errors of its own
+        said = one_line(error)[:200]
+        raise InputError(f"'{name}' has no tokenizer that can be read: {said} Copy its source's there.") from error

@@ -21,9 +21,10 @@ from omegaconf import OmegaConf
 from transformers import PreTrainedTokenizerBase
 
 from llmshearing import environment
+from llmshearing.compute import write_training_compute
 from llmshearing.devices import check_device, parallelism
-from llmshearing.dry_run.checks import check
-from llmshearing.dry_run.parts import Findings, check_length, open_data
+from llmshearing.dry_run.checks import Checked, check
+from llmshearing.dry_run.parts import Findings, check_length, open_data, teacher_shape
 from llmshearing.dry_run.report import dry_run
 from llmshearing.errors import InputError, cli, naming, one_line
 from llmshearing.evaluators import build_recipe_evaluators
@@ -32,6 +33,7 @@ from llmshearing.following import command
 from llmshearing.metrics_log import MetricsLog
 from llmshearing.parentage import end_with_parent
 from llmshearing.progress import ProgressLine
+from llmshearing.pruning.scores import Scores
 from llmshearing.recipe import load_recipe
 from llmshearing.registry import build
 from llmshearing.resume import Start, find_start
@@ -81,6 +83,8 @@ def build_trainer(recipe: dict[str, Any]) -> Trainer | None:
     algorithms, callbacks, loggers = (_build_all(recipe, kind) for kind in ("algorithms", "callbacks", "loggers"))
     seed_all(recipe["seed"])  # the Trainer does so too, but after random weights have been drawn
     model = _build(recipe, "model", tokenizer=tokenizer)
+    if not start.saves_generation:
+        model.generation = None
     trainer = Trainer(
         model=model,
         train_dataloader=train_loader,
@@ -97,9 +101,28 @@ def build_trainer(recipe: dict[str, Any]) -> Trainer | None:
         **{key: recipe[key] for key in _PASSED_ON},
     )
     trainer.logger.log_hyperparameters(_flat(recipe))
-    if recipe["autoresume"] and dist.get_global_rank() == 0:
-        _count_earlier_checkpoints(trainer, Path(recipe["save_folder"]))
+    if dist.get_global_rank() == 0:
+        _note_compute(recipe, checked, evaluators)
+        if recipe["autoresume"]:
+            _count_earlier_checkpoints(trainer, Path(recipe["save_folder"]))
     return trainer
+
+
+def _note_compute(recipe: dict[str, Any], checked: Checked, evaluators: Sequence[Any]) -> None:
+    scores = recipe["algorithms"].get("targeted_pruning", {}).get("scores")
+    # A teacher of the hub is here by now, but was not when the recipe was checked.
+    teacher = checked.teacher or teacher_shape(recipe, checked.source, checked.tokenizer, Findings())
+    if teacher is None and "source_distillation" in recipe["algorithms"]:
+        log.warning("The sizes of the teacher are not known here, so `report compute` does not count it.")
+    write_training_compute(
+        Path(recipe["save_folder"]).parent,
+        checked.source,
+        teacher,
+        seq_len=recipe["max_seq_len"],
+        checkpointing=bool((recipe["fsdp_config"] or {}).get("activation_checkpointing")),
+        eval_tokens=recipe["max_seq_len"] * sum(len(each.dataloader.dataloader.dataset) for each in evaluators),
+        scores=0.0 if scores is None else Scores.load(scores).flops,
+    )
 
 
 def _count_earlier_checkpoints(trainer: Trainer, folder: Path) -> None:

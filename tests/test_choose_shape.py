@@ -29,7 +29,7 @@ from llmshearing.choose_shape.budget import (
 from llmshearing.choose_shape.candidates import DEPTH, WIDTH, find, stages
 from llmshearing.choose_shape.choose import choose
 from llmshearing.choose_shape.rank import Guess, target_of
-from llmshearing.dry_run.estimates import forward_flops
+from llmshearing.compute import forward_flops
 from llmshearing.errors import InputError
 from llmshearing.pruning.scores import Scores, all_groups, mark_of
 from llmshearing.pruning.scoring import losses_without_layers, score

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmshearing.architecture.shapes import ModelShape
+from llmshearing.compute import forward_flops, training_flops
 from llmshearing.dry_run import estimates, schedule
 from llmshearing.dry_run.report import Devices, dry_run
 from llmshearing.errors import InputError
@@ -175,13 +176,11 @@ def test_distillation_keeps_one_gradient_of_logits_and_what_is_compared() -> Non
 
 def test_compute_is_six_operations_per_weight_and_token() -> None:
     shape = ModelShape(4096, 11008, 32, 32, 32, 128, 32000)
-    flops = estimates.training_flops(shape, seq_len=1, checkpointing=False)
+    flops = training_flops(shape, seq_len=1, checkpointing=False)
     assert flops == pytest.approx(6 * (shape.num_parameters() - 32000 * 4096), rel=1e-3)
     # Attention over 4096 positions, half of them masked: 6 * 32 layers * 4096 wide * 4096 long.
-    assert estimates.training_flops(shape, seq_len=4096, checkpointing=False) - flops == 6 * 32 * 4096 * 4095
-    assert estimates.training_flops(shape, seq_len=4096, checkpointing=True) == 4 * estimates.forward_flops(
-        shape, seq_len=4096
-    )
+    assert training_flops(shape, seq_len=4096, checkpointing=False) - flops == 6 * 32 * 4096 * 4095
+    assert training_flops(shape, seq_len=4096, checkpointing=True) == 4 * forward_flops(shape, seq_len=4096)
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,9 @@ from llmshearing.models.hub import hub_options
 def forget(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No answer of before, and no proxy."""
     monkeypatch.setattr(hub.urllib.request, "getproxies", dict)
-    hub._is_reachable.cache_clear()
+    hub.is_reachable.cache_clear()
     yield
-    hub._is_reachable.cache_clear()
+    hub.is_reachable.cache_clear()
 
 
 @pytest.fixture

@@ -43,6 +43,7 @@ def test_other_names_are_not() -> None:
     [
         ("algorithms", "targeted_pruning"),
         ("algorithms", "source_distillation"),
+        ("callbacks", "downstream_evaluation"),
         ("callbacks", "dynamic_batch_loading"),
         ("dataloaders", "dynamic_streaming"),
         ("dataloaders", "one_domain"),

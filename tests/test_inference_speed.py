@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from llmshearing import inference_speed as module
 from llmshearing.errors import InputError
 from llmshearing.inference_speed import inference_speed, main
+from tests.models import make_config
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,41 @@ def test_a_model_with_sixty_times_the_work_is_slower(models: list[str]) -> None:
     small, large = inference_speed(models, generate=[32], batch_sizes=[4], prompt=16, rounds=5)
     for rate in ("prefill_tokens_per_s", "decode_tokens_per_s"):
         assert large[rate] < small[rate]
+
+
+def test_an_irregular_model_of_as_many_parameters_takes_part(tmp_path: Path) -> None:
+    config = make_config("llama3", num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=4)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    name = str(tmp_path / "model")
+    regular, irregular = inference_speed([name], irregular=[name], generate=[4], prompt=4, rounds=1)
+    assert (regular["model"], irregular["model"]) == (name, f"{name} (irregular)")
+    assert regular["num_parameters"] == irregular["num_parameters"]
+    assert len(set(irregular["intermediate_sizes"])) == 4
+    assert sum(irregular["intermediate_sizes"]) == 4 * config.intermediate_size
+    assert sum(irregular["num_key_value_heads"]) == 4 * 4
+    assert "intermediate_sizes" not in regular
+    assert irregular["decode_tokens_per_s"] > 0
+    single = make_config("llama3", num_hidden_layers=1)
+    AutoModelForCausalLM.from_config(single).save_pretrained(tmp_path / "single")
+    with pytest.raises(InputError, match="A model of one layer has no irregular one"):
+        inference_speed([name], irregular=[str(tmp_path / "single")], generate=[4], prompt=4)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU memory is counted otherwise")
+def test_peak_memory_on_a_cpu_has_the_weights_the_cache_and_little_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)  # huge pages, which are resident whole
+    sizes = {"hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 4, "num_attention_heads": 16}
+    config = AutoConfig.for_model("llama", vocab_size=256, max_position_embeddings=512, **sizes)
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path / "model")
+    (entry,) = inference_speed(
+        [str(tmp_path / "model")], generate=[2], batch_sizes=[4], prompt=64, rounds=1, memory=True
+    )
+    needed = model.get_memory_footprint() + 2 * 4 * 4 * 65 * 1024 * 4  # keys and values in 4 layers of 4 sequences
+    # Libraries load 45 to 70 MB of their own with a model, by the threads; weights held twice would be 176 MB more.
+    assert needed < entry["peak_memory_bytes"] < needed + 120e6
 
 
 def test_what_is_timed_is_generation_with_a_cache(models: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

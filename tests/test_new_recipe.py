@@ -20,6 +20,7 @@ from llmshearing.new_recipe.__main__ import main
 from llmshearing.new_recipe.plan import LARGEST_BATCH, Machine, make_plan
 from llmshearing.new_recipe.write import write_recipes
 from llmshearing.recipe import load_recipe
+from llmshearing.report.compute import compute
 from tests.convert.tokenizers import make_tokenizer
 from tests.dry_runs import run
 from tests.forkserver import ForkServer
@@ -205,3 +206,9 @@ def test_the_commands_that_are_printed_lead_to_a_model(
     record = json.loads(Path("runs/my/sheared/shearing.json").read_text())
     assert record["fit"]["losses"]["after"] < record["fit"]["losses"]["before"]
     assert Path("runs/my/report.html").is_file()
+    parts = {part.name: part.flops for part in compute(["runs/my"]).parts}
+    assert list(parts) == [
+        *["prune: scores", "prune: training", "prune: evaluation"],
+        *["continue: training", "continue: teacher", "continue: evaluation", "shearing: fit"],
+    ]
+    assert all(flops > 0 for flops in parts.values())

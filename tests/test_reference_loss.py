@@ -17,9 +17,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmshearing import DynamicBatchLoading
 from llmshearing.errors import InputError
+from llmshearing.power_law import fit_power_law
 from llmshearing.reference_loss.__main__ import main
 from llmshearing.reference_loss.evaluate import evaluate
-from llmshearing.reference_loss.fit import ModelLosses, fit_power_law, predict, read_losses
+from llmshearing.reference_loss.fit import ModelLosses, predict, read_losses
 
 VOCABULARY, SEQUENCE = 64, 32
 

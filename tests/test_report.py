@@ -50,6 +50,25 @@ SUMMARY = {
     "samples": {"One": {"source": "One is <b>1</b>", "final": "One is 2"}, "Two": {"source": "Two", "final": "Two!"}},
 }
 
+DOWNSTREAM: dict[str, Any] = {
+    "suite": "mine",
+    "lm_eval": "0.4.9",
+    "dtype": "float32",
+    "limit": None,
+    "tasks": {
+        "PIQA": {"task": "piqa", "shots": 0, "metric": "acc", "averaged": True},
+        "cloze": {"task": "cloze", "shots": 2, "metric": "perplexity", "averaged": False},
+    },
+    "models": {
+        "runs/<b>final": {
+            "num_parameters": 97_349_184,
+            "tokens": 45_056,
+            "results": {"PIQA": {"metrics": {"acc": 0.512}}, "cloze": {"metrics": {"perplexity": 21.75}}},
+            "average": 0.512,
+        }
+    },
+}
+
 
 def pruning_records(num_batches: int, *, start: float = 1000.0) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
@@ -283,3 +302,19 @@ def test_the_command_needs_no_torch_and_reports_bad_input_with_exit_code_2(whole
     assert failed.stderr.startswith("error: ")
     assert len(failed.stderr.splitlines()) == 1
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_downstream_tasks_are_a_table_and_their_curves_pictures(tmp_path: Path) -> None:
+    values = {"downstream/PIQA/acc": 0.5, "downstream/average": 0.25}
+    write_records(tmp_path / "continue", [{"batch": batch, "time": batch, **values} for batch in (2, 4)])
+    (tmp_path / "downstream.json").write_text(json.dumps(DOWNSTREAM))
+    page = report(tmp_path)
+    assert "<b>final" not in page
+    row = re.search(r"<tr><th>runs/&lt;b&gt;final</th>(.*?)</tr>", page)
+    assert row is not None
+    assert re.findall("<td>(.*?)</td>", row[1]) == ["97.3M", "45.1k", "51.2", "21.75", "51.2"]
+    assert "<th>cloze (2, perplexity)</th>" in page
+    published = re.search(r"<tr><th>Sheared-LLaMA-2.7B \*</th>(.*?)</tr>", page)
+    assert published is not None
+    assert re.findall("<td>(.*?)</td>", published[1]) == ["2.7B", "50B", "75.8", "", "75.8"]
+    assert {"PIQA: acc", "Average of the tasks"} <= pictures(page).keys()

@@ -11,7 +11,7 @@ import pytest
 from llmshearing.errors import InputError
 from llmshearing.report.__main__ import main
 from llmshearing.report.collect import collect
-from tests.test_report import SHAPE, SHEARING, SUMMARY, pruning_records, write_records
+from tests.test_report import DOWNSTREAM, SHAPE, SHEARING, SUMMARY, pruning_records, write_records
 
 
 @pytest.mark.parametrize(
@@ -74,6 +74,11 @@ def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
         ("summary.json", replaced(SUMMARY, ("speed", "final", "latency_s"), "fast")),
         *(("summary.json", replaced(SUMMARY, ("samples", "One"), wrong)) for wrong in ("text", {}, {"source": 1})),
         ("summary.json", replaced(SUMMARY, ("parameters", "final"), float("nan"))),
+        *(("downstream.json", content) for content in ([1], {}, "x", None)),
+        *(("downstream.json", replaced(DOWNSTREAM, (key,), 5)) for key in ("tasks", "models")),
+        ("downstream.json", {key: value for key, value in DOWNSTREAM.items() if key != "lm_eval"}),
+        ("downstream.json", replaced(DOWNSTREAM, ("models", "runs/<b>final", "results", "PIQA", "metrics"), {})),
+        ("downstream.json", replaced(DOWNSTREAM, ("models", "runs/<b>final", "average"), "high")),
         *(("shearing.json", content) for content in ([1], {}, "x", None, {"source": 5})),
         *(("shearing.json", replaced(SHEARING, ("source", key), wrong)) for key in SHAPE for wrong in (0, "x", 10**12)),
         ("shearing.json", replaced(SHEARING, ("source", "num_key_value_heads"), 3)),

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmshearing.architecture.shapes import ModelShape
-from llmshearing.dry_run import estimates
+from llmshearing.compute import forward_flops, training_flops
 from llmshearing.report.collect import read_metrics
 from tests.conftest import REPOSITORY
 from tests.dry_runs import recipe_of
@@ -94,8 +94,8 @@ def test_the_documents_say_what_the_short_recipes_take() -> None:
     length = after["max_seq_len"]
     tokens = int(after["max_duration"].removesuffix("ba")) * after["global_train_batch_size"] * length
     hours = {
-        "training": tokens * estimates.training_flops(student, seq_len=length, checkpointing=True) / 150e12 / 3600,
-        "teacher": tokens * estimates.forward_flops(teacher, seq_len=length) / 150e12 / 3600,
+        "training": tokens * training_flops(student, seq_len=length, checkpointing=True) / 150e12 / 3600,
+        "teacher": tokens * forward_flops(teacher, seq_len=length) / 150e12 / 3600,
     }
     sentence = " ".join((REPOSITORY / "docs" / "hardware.md").read_text(encoding="utf-8").split())
     found = re.search(rf"`{NAME}`[^.]*?(\S+) GPU-hours of training and (\S+) of its teacher", sentence)

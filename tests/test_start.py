@@ -19,6 +19,7 @@ from llmshearing.errors import InputError
 from llmshearing.resume import find_start
 from llmshearing.run_folder import claim, folder_problem
 from llmshearing.unfinished import newest_checkpoint
+from tests.convert.checkpoints import sharded
 from tests.models import make_model
 from tests.training import make_trainer
 
@@ -121,6 +122,24 @@ def test_a_sharded_run_goes_on_from_its_newest_whole_folder(tmp_path: Path) -> N
     assert len(left) == 3
     assert left[0].startswith("damaged-")
     assert left[0].endswith("-ep0-ba4")
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_run_that_goes_on_from_a_sharded_checkpoint_saves_what_that_one_has(
+    written: Path, shapes: dict[str, tuple[int, ...]], tmp_path: Path, held: bool
+) -> None:
+    """Loading asks a sharded checkpoint for all that the run itself would save."""
+
+    def put(content: dict[str, Any]) -> None:
+        if held:
+            model = content["state"]["integrations"]["huggingface"]["model"]
+            model["generation_config"] = {"file_extension": ".json", "content": "{}"}
+
+    sharded(written / SECOND, tmp_path / "ep0-ba4", put)
+    (tmp_path / "latest-rank0.pt").symlink_to("ep0-ba4")
+    start = find_start(recipe(tmp_path, fsdp_config={"state_dict_type": "sharded"}), shapes)
+    assert (start.path, start.saves_generation) == (str(tmp_path / "ep0-ba4"), held)
+    assert find_start(recipe(written), shapes).saves_generation  # of one file nothing is asked
 
 
 def clean(folder: Path, barrier: Barrier, results: Any) -> None:

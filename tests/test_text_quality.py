@@ -8,43 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from streaming import MDSWriter
 from transformers import PreTrainedModel
 
-from llmshearing.convert.commands import shear
 from llmshearing.errors import InputError
-from llmshearing.score import score_model
 from llmshearing.text_quality import NUM_CHOICES, main, questions, read, text_quality
 from tests.models import SIZES, make_model
+from tests.repeats import LENGTH, learned, repeating, stories, write
 
 SHARED = Path(__file__).parents[2] / "shared"
-LENGTH = 24
-
-
-def write(folder: Path, rows: np.ndarray) -> Path:
-    with MDSWriter(out=str(folder), columns={"tokens": f"ndarray:uint16:{rows.shape[1]}"}) as writer:
-        for row in rows:
-            writer.write({"tokens": row.astype(np.uint16)})
-    return folder
-
-
-def repeating(number: int, *, seed: int) -> np.ndarray:
-    """Sequences of one token each."""
-    tokens = np.random.default_rng(seed).permutation(np.arange(3, SIZES["vocab_size"]))[:number]
-    return np.repeat(tokens[:, None], LENGTH, axis=1)
 
 
 @pytest.fixture(scope="module")
 def repeats() -> PreTrainedModel:
-    """A model that has learned to say again what it has just read."""
-    model = make_model("llama3", initializer_range=0.05).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for step in range(40):
-        ids = torch.from_numpy(repeating(32, seed=step))
-        model(input_ids=ids, labels=ids).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return model.eval()
+    """Made once."""
+    return learned()
 
 
 @pytest.fixture(scope="module")
@@ -127,15 +104,9 @@ def test_what_does_not_fit_is_refused(folders: dict[str, Path], tmp_path: Path) 
 
 @pytest.mark.skipif(not (SHARED / "models/stories260K").is_dir(), reason="no ../shared/models/stories260K")
 def test_a_real_source_beats_what_is_sheared_from_it(tmp_path: Path) -> None:
-    model, data = str(SHARED / "models/stories260K"), tmp_path / "data"
-    rows = np.load(SHARED / "golden/stories_self/rows.npy")[:192, :128]
-    write(data / "train/stories", rows[:128])
-    write(data / "eval/stories", rows[128:])
-    score_model(model, tmp_path / "scores.safetensors", data=data, num_sequences=8)
-    target = {"hidden_size": 32, "intermediate_size": 86}
-    shear(model, tmp_path / "sheared", scores=tmp_path / "scores.safetensors", target=target)
-    found = text_quality([model, str(tmp_path / "sheared")], model, data)
-    source, sheared = found[model], found[str(tmp_path / "sheared")]
+    model, cut, data = stories(SHARED, tmp_path)
+    found = text_quality([model, cut], model, data)
+    source, sheared = found[model], found[cut]
     assert source["choices"]["mean"] > 0.8
     assert source["choices"]["mean"] > sheared["choices"]["mean"] + 0.2
     assert source["agreement"]["mean"] == 1.0 > sheared["agreement"]["mean"] + 0.4

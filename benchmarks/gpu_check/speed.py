@@ -14,8 +14,9 @@ from transformers import AutoConfig, PreTrainedModel
 from benchmarks.gpu_check.models import SIZES, build, tokens
 from benchmarks.gpu_check.part import FailedError, Found, Setup, SkippedError, within
 from llmshearing.architecture.shapes import ModelShape
+from llmshearing.compute import training_flops
 from llmshearing.divergence import distillation_loss
-from llmshearing.dry_run.estimates import training_flops, training_memory
+from llmshearing.dry_run.estimates import training_memory
 from llmshearing.pruning.functional import apply_targeted_pruning
 
 RATIO = 1.15  # of a masked step to a plain one, whose work is per weight: a defect if it is more

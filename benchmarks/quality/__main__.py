@@ -43,8 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sources = real(out)
         jobs = real_jobs(list(sources), options.seeds)
     else:
-        sources = {**find_sources(options.shared, out / "data"), "demo": demo()}
-        jobs = all_jobs([name for name in sources if name != "demo"] or ["demo"], options.seeds)
+        sources = find_sources(options.shared, out / "data")
+        jobs = all_jobs(list(sources), options.seeds)
+        if any(job.source == "demo" and options.only in job.name for job in jobs):
+            sources = {**sources, "demo": demo()}
+        jobs = [job for job in jobs if job.source in sources]
     missing = [job for job in jobs if options.only in job.name and not (out / "runs" / f"{job.name}.json").is_file()]
     for job in missing:
         source, way = sources[job.source], WAYS[job.way]

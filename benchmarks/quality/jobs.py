@@ -76,15 +76,19 @@ def real_jobs(sources: Sequence[str], seeds: Sequence[int]) -> list[Job]:
     ]
 
 
-def run_job(job: Job, source: Source, out: Path) -> None:
-    """Run one job and write its result; what is printed goes to its log. Call in a process of its own."""
-    log = out / "logs" / f"{job.name}.txt"
+def begin_alone(log: Path) -> None:
+    """Set a run's own process up: on one thread, and what is printed goes to its log."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
     torch.set_flush_denormal(True)
     torch.set_num_threads(1)
+
+
+def run_job(job: Job, source: Source, out: Path) -> None:
+    """Run one job and write its result; what is printed goes to its log. Call in a process of its own."""
+    begin_alone(out / "logs" / f"{job.name}.txt")
     if job.mix == "constant":
         source = replace(source, references=None)
     source = replace(source, lr=source.lr * job.rate)

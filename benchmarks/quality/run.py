@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from composer import Trainer
 from composer.algorithms import GradientClipping
-from composer.core import Algorithm, Callback, State
+from composer.core import Algorithm, Callback, Evaluator, State
 from composer.loggers import Logger
 from composer.optim import CosineAnnealingWithWarmupScheduler, DecoupledAdamW
 from torch import Tensor
@@ -78,21 +78,21 @@ def run(
         if way.start:
             importance = TargetedPruning(source.target, selection="importance", search=f"{way.start}ba")
             model = ComposerLlama(pretrained=pretrained)
-            _train(source, way, model, way.start, seed, folder / "start", pruning=importance)
+            train_stage(source, way, model, way.start, seed, folder / "start", pruning=importance)
             start = importance.masks.final()
         model = ComposerLlama(pretrained=pretrained)
-        _train(source, way, model, searched - way.start, seed, folder / "prune", pruning=pruning, start=start)
+        train_stage(source, way, model, searched - way.start, seed, folder / "prune", pruning=pruning, start=start)
         shear(folder / "prune" / "latest-rank0.pt", folder / "sheared", **_fit(source, way))
         record = str(folder / "sheared" / "shearing.json")
     if way.shears:
         searched += -(-LOOKED_AT // source.batch_size) if way.fitted else 0
-        sheared, left = _loss(source, folder / "sheared"), steps if way.stage == "extra" else steps - searched
+        sheared, left = mean_eval_loss(source, folder / "sheared"), steps if way.stage == "extra" else steps - searched
         model = ComposerLlama(pretrained=str(folder / "sheared")) if left else model
     final, curve = sheared, Curve(source, searched)
     if left:
-        _train(source, way, model, left, seed, folder / "train", record=record, callbacks=[curve])
+        train_stage(source, way, model, left, seed, folder / "train", record=record, callbacks=[curve])
         export(folder / "train" / "latest-rank0.pt", folder / "final")
-        final = _loss(source, folder / "final")
+        final = mean_eval_loss(source, folder / "final")
     seconds = time.perf_counter() - begin
     return {
         "sheared": sheared,
@@ -136,7 +136,7 @@ def _tokens_per_parameter(source: Source, steps: int) -> float:
     return steps * source.batch_size * length / resolve_target(shape, source.target).num_parameters()
 
 
-def _train(
+def train_stage(
     source: Source,
     way: Way,
     model: ComposerLlama,
@@ -175,7 +175,7 @@ def _train(
         train_dataloader=build_dynamic_streaming_dataloader(
             None, source.batch_size, dataset, num_workers=0, pin_memory=False
         ),
-        eval_dataloader=build_evaluators(str(source.data / "eval"), domains, batch_size=16) if dynamic else None,
+        eval_dataloader=_evaluators(source) if dynamic else None,
         eval_interval=f"{source.interval}ba" if dynamic else "0ba",
         max_duration=f"{steps}ba",
         optimizers=DecoupledAdamW(model.parameters(), lr=source.lr, betas=(0.9, 0.95), weight_decay=0.0),
@@ -208,6 +208,14 @@ def _train(
         trainer.close()
 
 
+def _evaluators(source: Source) -> list[Evaluator]:
+    size = min(16, source.steered_by or 16)
+    evaluators = build_evaluators(str(source.data / "eval"), source.domains, batch_size=size)
+    for evaluator in evaluators:
+        evaluator.subset_num_batches = -1 if source.steered_by is None else source.steered_by // size
+    return evaluators
+
+
 def _fit(source: Source, way: Way) -> dict[str, Any]:
     """Options of ``shear``."""
     return {"fit": source.data, "fit_sequences": FITTED} if way.fitted else {}
@@ -219,5 +227,6 @@ def _target_config(source: Source) -> dict[str, Any]:
     return sheared_config(config.to_dict(), target, list(range(target.num_hidden_layers)))
 
 
-def _loss(source: Source, folder: Path) -> float:
+def mean_eval_loss(source: Source, folder: str | Path) -> float:
+    """Of a Hugging Face folder on the source's eval split: nats per token, mean over domains."""
     return statistics.mean(evaluate(str(folder), source.data / "eval", batch_size=16)["losses"].values())

@@ -41,6 +41,7 @@ class Source:
         steering: settings of ``DynamicBatchLoading`` beside them.
         warmup: batches of the weights' learning rate.
         bfloat16: whether matrices are multiplied in it.
+        steered_by: held-out sequences of each domain that steer the mix. ``None``: all there are.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Source:
     steering: Mapping[str, Any] = field(default_factory=dict)
     warmup: int = 30
     bfloat16: bool = False
+    steered_by: int | None = None
 
     @property
     def domains(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from llmshearing.architecture.shapes import ModelShape
-from llmshearing.dry_run.estimates import forward_flops
+from llmshearing.compute import forward_flops
 from llmshearing.errors import InputError
 
 BYTES = 2  # of a weight, a key or a value when the model is served: bfloat16

@@ -23,7 +23,7 @@ from llmshearing.choose_shape.budget import (
 )
 from llmshearing.choose_shape.candidates import DEPTH, WIDTH, Found, find, stages
 from llmshearing.choose_shape.rank import Guess, best_first, fitted_loss, target_of, unevenness
-from llmshearing.dry_run.estimates import forward_flops
+from llmshearing.compute import forward_flops
 from llmshearing.errors import InputError
 from llmshearing.inference_speed import time_models
 from llmshearing.models.config import read_config

@@ -5,6 +5,7 @@ Checkpoints from others are untrusted: reading one runs none of its code. Their 
 
 from __future__ import annotations
 
+import json
 import logging
 from abc import ABC, abstractmethod
 from contextlib import ExitStack
@@ -103,6 +104,20 @@ class Checkpoint(ABC):
             )
         tokenizer = self.load("integrations", "huggingface", "tokenizer") or {}
         return self._mapping(config), self._mapping(tokenizer)
+
+    def generation(self) -> dict[str, Any] | None:
+        """The model's generation config, as :class:`~llmshearing.models.llama.ComposerLlama` saved it, or ``None``.
+
+        Raises:
+            InputError: it has another form.
+        """
+        content = self.load("integrations", "huggingface", "model", "generation_config", "content")
+        if content is None:
+            return None
+        try:
+            return self._mapping(json.loads(content))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InputError(f"'{self.path}' holds a generation config of another form.") from error
 
     def _mapping(self, value: Any) -> dict[str, Any]:
         try:

@@ -25,6 +25,7 @@ from llmshearing.convert.stored import StoredTensor
 from llmshearing.convert.weight_files import DTYPES, Entry, write_shards
 from llmshearing.data.start import ORDER
 from llmshearing.errors import InputError
+from llmshearing.pruning.scores import Scores
 from llmshearing.pruning.shear import Placement
 
 log = logging.getLogger(__name__)
@@ -102,7 +103,10 @@ def shear(
             "kept": shears.describe(),
             **_data_record(checkpoint),
         }
-        files = folder_files(sheared_config(config, shears.target, shears.layers), tokenizer, entries[0].dtype, path)
+        if scores is not None:
+            record["scores"] = {"flops": Scores.load(scores).flops}
+        cut = sheared_config(config, shears.target, shears.layers)
+        files = folder_files(cut, tokenizer, entries[0].dtype, path, generation=checkpoint.generation())
         fitting = None
         if fit is not None:
             from llmshearing.convert.fit import fitted_entries, open_fit  # imports transformers, which takes seconds
@@ -139,7 +143,7 @@ def export(
             _entry(tensor, Placement(name, tensor.shape), dtype, path)
             for name, tensor in select(checkpoint.tensors, shape, path).items()
         ]
-        files = folder_files(config, tokenizer, entries[0].dtype, path)
+        files = folder_files(config, tokenizer, entries[0].dtype, path, generation=checkpoint.generation())
         with output_folder(out, overwrite=overwrite) as folder:
             write_shards(folder, entries, max_shard_bytes=max_shard_bytes)
             write_files(folder, files)

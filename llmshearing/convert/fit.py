@@ -16,6 +16,7 @@ from transformers import AutoConfig
 
 from llmshearing.architecture.config import sheared_config
 from llmshearing.architecture.layouts import EMBEDDING, LM_HEAD
+from llmshearing.compute import fit_flops
 from llmshearing.convert.stored import StoredTensor
 from llmshearing.convert.weight_files import Entry
 from llmshearing.data.prepared import rows_in_turns
@@ -67,6 +68,8 @@ class Fit:
         at_once = math.gcd(len(fitted_on), len(others), _AT_ONCE)
         self._held_out = HeldOut(others.to(device).split(at_once), sum_of_losses)
         self._num_tokens, self._num_sequences = fitted_on.numel(), len(fitted_on)
+        sizes = {"tokens": fitted_on.numel(), "held_out": others.numel(), "seq_len": fitted_on.shape[1]}
+        self._flops = fit_flops(shears.source, shears.target, **sizes)
         self._reconstruction = Reconstruction(
             StreamedModel(large, source, device=device), StreamedModel(small, sheared, device=device), shears
         )
@@ -109,6 +112,7 @@ class Fit:
             "tokens": self._num_tokens,
             "losses": losses,
             "applied": applied,
+            "flops": self._flops,
         }
 
 

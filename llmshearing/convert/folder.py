@@ -18,7 +18,12 @@ _OF_THE_MODEL = re.compile(r"(config|generation_config|shearing)\.json|.*\.safet
 
 
 def folder_files(
-    config: Mapping[str, Any], tokenizer: Mapping[str, Any], dtype: torch.dtype, path: str | Path
+    config: Mapping[str, Any],
+    tokenizer: Mapping[str, Any],
+    dtype: torch.dtype,
+    path: str | Path,
+    *,
+    generation: Mapping[str, Any] | None = None,
 ) -> dict[str, bytes]:
     """The content of all that surrounds the weights, by file name, for stock ``transformers``.
 
@@ -29,6 +34,7 @@ def folder_files(
         tokenizer: its files, as Composer's HuggingFaceModel stores them.
         dtype: of the weights.
         path: the checkpoint, for messages.
+        generation: the model's generation config; ``None``: of the tokens that ``config`` names.
 
     Raises:
         InputError: a value that JSON does not have; a tokenizer file that is code, is of another form, leaves the
@@ -44,7 +50,11 @@ def folder_files(
     written.pop("_name_or_path", None)  # a path on the machine that trained
     written.pop("_attn_implementation_autoset", None)
     tokens = {name: config.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    generation = {"_from_model_config": True, **{name: token for name, token in tokens.items() if token is not None}}
+    from_config = {"_from_model_config": True, **{name: token for name, token in tokens.items() if token is not None}}
+    if generation is None:
+        generation = from_config
+    elif generation.get("use_cache") is False:
+        generation = {name: value for name, value in generation.items() if name != "use_cache"}
     return {
         # Sorted, as transformers does: keys of sharded checkpoints come in another order.
         "config.json": as_json(written, path, sort_keys=True),

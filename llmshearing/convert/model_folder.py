@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import struct
 from contextlib import ExitStack
@@ -16,12 +17,16 @@ from llmshearing.convert.weight_files import DTYPES
 from llmshearing.errors import InputError
 from llmshearing.fileio import read_json
 
+log = logging.getLogger(__name__)
+
 _DTYPES = {name: dtype for dtype, name in DTYPES.items()}
 _LONGEST_HEADER = 100_000_000  # what the format allows
 _TOKENIZER = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "vocab.txt", "tokenizer.model", "chat_template.jinja",
 )  # fmt: skip
+
+_NAMED_TEMPLATES = "additional_chat_templates"
 
 
 class ModelFolder(Checkpoint):
@@ -80,11 +85,23 @@ class ModelFolder(Checkpoint):
 
     def huggingface(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The config, and the tokenizer's files as Composer would have saved them."""
+        if (self.path / _NAMED_TEMPLATES).exists():
+            log.warning("The named chat templates in '%s' are not copied.", self.path / _NAMED_TEMPLATES)
         return dict(self._config), {
             name: {"file_extension": Path(name).suffix, "content": _content(self.path / name)}
             for name in _TOKENIZER
             if (self.path / name).is_file()
         }
+
+    def generation(self) -> dict[str, Any] | None:
+        """See :meth:`Checkpoint.generation`: what the folder's generation_config.json says."""
+        path = self.path / "generation_config.json"
+        if not path.is_file():
+            return None
+        content = read_json(path)
+        if not isinstance(content, dict):
+            raise InputError(f"'{path}' is not a generation config.")
+        return content
 
 
 def _stored(file: HeldFile, start: int, name: str, entry: dict[str, Any]) -> StoredTensor:

@@ -17,7 +17,7 @@ from types import FrameType
 from safetensors import SafetensorError
 
 from llmshearing.errors import InputError
-from llmshearing.fileio import cannot_write, check_new_folder, new_folder
+from llmshearing.fileio import cannot_write, check_new_folder, files_below, new_folder
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +60,8 @@ def output_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
             lock.callback(os.close, _lock(folder)[0])
             with signals.raised():
                 yield folder
+                for path in files_below(folder):
+                    path.chmod(0o644)  # safetensors' 0600 would lock out the users who share a run folder
             if overwrite and out.is_dir():
                 _check_replaceable(out)  # as it is by now
     except (OSError, SafetensorError) as error:  # reading raises InputError, so this is about writing

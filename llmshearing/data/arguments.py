@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from streaming.base.util import bytes_to_int
 
 from llmshearing.data.settings import by_domain, flag, number, whole
 from llmshearing.errors import InputError, unknown_name
+from llmshearing.fileio import read_json
 
 
 def check_dataset(proportions: Any, counts: Any, settings: Mapping[str, Any]) -> None:
@@ -124,3 +126,23 @@ def opens(what: str) -> Iterator[None]:
             f"The data cannot be opened: {what} ({reason}). Check local and remote, the packages and credentials that "
             "remote needs, and that local can be written."
         ) from error
+
+
+def read_reference_losses(source: Mapping[str, float] | str | Path | None) -> dict[str, float]:
+    """Reference losses by domain, as given or of the file that has them; none where ``source`` is ``None``.
+
+    Raises:
+        InputError: they are not numbers by domain, or the file has none.
+    """
+    losses: Any = {} if source is None else source
+    if isinstance(source, (str, Path)):
+        content = read_json(source)
+        losses = content.get("losses") if isinstance(content, dict) else None
+        if not isinstance(losses, dict):
+            raise InputError(
+                f"'{source}' has no 'losses' by domain, as python -m llmshearing.reference_loss writes them."
+            )
+    by_domain("reference_losses", losses, "{web: 2.1, books: 2.4}, or as the path of a file that has them")
+    for domain, loss in losses.items():
+        number(f"reference_losses.{domain}", loss)
+    return dict(losses)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +14,30 @@ import numpy as np
 from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
+from numpy.typing import NDArray
 
 from llmshearing.data import settings
+from llmshearing.data.arguments import read_reference_losses
 from llmshearing.data.dataset import DynamicStreamingDataset
 from llmshearing.data.evaluation import METRIC
+from llmshearing.data.forecast import MIN_ROUNDS, ado_proportions, learning_preference, predicted_references
+from llmshearing.data.history import LossHistory
 from llmshearing.data.preflight import (
     check_duration,
     check_evaluators,
     check_loader,
     check_names,
+    last_batch,
     report_cache,
     report_exhaustion,
 )
-from llmshearing.data.proportions import effective_domains, excess_losses, update_proportions
+from llmshearing.data.proportions import effective_domains, excess_losses, update_proportions, within_limits
 from llmshearing.errors import InputError, unknown_name
-from llmshearing.fileio import read_json
 
 log = logging.getLogger(__name__)
 
+UPDATE_TYPES = ("doremi", "ado", "constant")
+_ADO_FLOOR = 0.01  # delta_min of its paper
 _EVAL_PREFIXES = ("", "eval/")  # LLM Foundry labels its evaluators eval/<name>
 
 
@@ -37,19 +45,28 @@ class DynamicBatchLoading(Callback):
     """Moves the training mix towards the domains that lag behind their reference losses.
 
     At the end of each of the dataset's rounds it reads the evaluation loss of every domain, applies
-    :func:`~llmshearing.data.proportions.update_proportions` and hands the result to the
+    :func:`~llmshearing.data.proportions.update_proportions` or, for ``ado``,
+    :func:`~llmshearing.data.forecast.ado_proportions` and hands the result to the
     :class:`~llmshearing.data.dataset.DynamicStreamingDataset`. That needs one evaluator per domain, labelled by its
-    name, that runs at least whenever a round ends. All state is the dataset's.
+    name, that runs at least whenever a round ends. Its state is the losses so far, where a rule looks back on them;
+    all other is the dataset's.
 
-    Logs at each round's edge: ``data/proportion/<domain>``, ``data/loss/<domain>``, ``data/reference_loss/<domain>``,
-    ``data/difference/<domain>``, ``data/effective_domains``, ``data/samples/<domain>``, ``data/passes/<domain>``.
+    Logs at each round's edge: ``data/proportion/<domain>``, ``data/loss/<domain>``, ``data/reference_loss/<domain>``
+    and ``data/difference/<domain>`` (``ado``: ``data/preference/<domain>``), ``data/effective_domains``,
+    ``data/samples/<domain>``, ``data/passes/<domain>``.
 
     Args:
         reference_losses: nats per token for each domain, or the path of a JSON file that has them under ``losses``.
-            Not needed with ``update_type='constant'``.
-        update_type: ``doremi``: Algorithm 1 of the paper. ``constant``: the proportions stay as they are; no
-            evaluation is needed.
-        clip, eta, smoothing, floor, max_change: see ``update_proportions``; ``floor`` may be given by domain.
+            Needed for ``doremi`` alone, and with ``predict_references`` not even there.
+        update_type: ``doremi``: Algorithm 1 of the paper. ``ado``: domains by how fast their loss falls (arXiv
+            2410.11820). ``constant``: the proportions stay as they are; no evaluation is needed.
+        predict_references: with ``doremi``: from the fourth round on take the loss that each domain is on its way to,
+            where that is below its reference or there is none (arXiv 2411.14055).
+        clip: with ``doremi``: count a domain below its reference as on it, as the paper does.
+        eta: with ``doremi``: step size; the paper's is 1.
+        smoothing: with ``doremi``: share of the whole that is distributed evenly.
+        floor: the least share of any domain, or of each by its name. ``None``: 0, with ``ado`` its authors' 0.01.
+        max_change: the most that a share moves in one update. ``None``: no limit.
 
     Raises:
         InputError: settings are wrong, or at the beginning of training they do not fit the dataset and evaluators.
@@ -60,24 +77,35 @@ class DynamicBatchLoading(Callback):
         reference_losses: Mapping[str, float] | str | Path | None = None,
         *,
         update_type: str = "doremi",
+        predict_references: bool = False,
         clip: bool = True,
         eta: float = 1.0,
         smoothing: float = 1e-4,
-        floor: float | Mapping[str, float] = 0.0,
+        floor: float | Mapping[str, float] | None = None,
         max_change: float | None = None,
     ) -> None:
-        if update_type not in ("doremi", "constant"):
-            raise unknown_name("update_type", update_type, ("doremi", "constant"))
-        if update_type == "doremi" and reference_losses is None:
-            raise InputError("update_type 'doremi' needs reference_losses; see python -m llmshearing.reference_loss.")
-        self.reference_losses = _read_losses(reference_losses)
+        if update_type not in UPDATE_TYPES:
+            raise unknown_name("update_type", update_type, UPDATE_TYPES)
+        settings.flag("predict_references", predict_references)
+        if update_type == "doremi" and reference_losses is None and not predict_references:
+            raise InputError(
+                "update_type 'doremi' needs reference_losses; see python -m llmshearing.reference_loss. Or set "
+                "predict_references, or update_type to ado."
+            )
+        self.reference_losses = read_reference_losses(reference_losses)
         self.update_type = update_type
-        self.floor = floor
-        self._settings: dict[str, Any] = {"clip": clip, "eta": eta, "smoothing": smoothing, "max_change": max_change}
-        for key, value in floor.items() if isinstance(floor, Mapping) else [("", floor)]:
+        self.predict_references = predict_references
+        self.floor = (_ADO_FLOOR if update_type == "ado" else 0.0) if floor is None else floor
+        self._max_change = max_change
+        self._algorithm_1: dict[str, Any] = {"clip": clip, "eta": eta, "smoothing": smoothing}
+        for key, value in self.floor.items() if isinstance(self.floor, Mapping) else [("", self.floor)]:
             settings.number(f"floor.{key}" if key else "floor", value, most=1)
-        update_proportions([1.0], [0.0], [0.0], **self._settings)  # refuses wrong settings now, not after a round
+        # Refuses wrong settings now, not after a round.
+        update_proportions([1.0], [0.0], [0.0], max_change=max_change, **self._algorithm_1)
+        if update_type != "doremi":
+            _refuse_algorithm_1(update_type, {"predict_references": predict_references, **self._algorithm_1})
         self._losses: dict[str, float] = {}
+        self._history = LossHistory()
 
     def after_load(self, state: State, logger: Logger) -> None:
         """Refuse a duration in epochs, before Composer does with an error of its own."""
@@ -96,18 +124,27 @@ class DynamicBatchLoading(Callback):
         if self.update_type == "constant":
             dataset.rounds.hold()
         else:
-            check_names("reference losses", self.reference_losses, dataset.domains)
-            for domain in self.floor if isinstance(self.floor, Mapping) else ():
-                if domain not in dataset.domains:
-                    raise unknown_name("domain in floor", domain, dataset.domains)
+            self.check_domains(dataset.domains)
             check_evaluators(state, dataset)
-            self._updated(
-                dataset, sample, self.reference_losses
-            )  # refuses floors that do not fit now, not after a round
+            self._begin_history(sample, dataset)
         report_exhaustion(state, dataset)
         report_cache(dataset)
         if not sample:  # a resumed run has logged what it stands at
             self._log_use(state, logger, dataset)
+
+    def check_domains(self, domains: Sequence[str]) -> None:
+        """Check that references and floors fit the ``domains`` of the training data, before a round depends on it.
+
+        Raises:
+            InputError: a domain is missing or unknown, or the floors sum to more than 1.
+        """
+        if self.update_type == "doremi" and (self.reference_losses or not self.predict_references):
+            check_names("reference losses", self.reference_losses, domains)
+        for domain in self.floor if isinstance(self.floor, Mapping) else ():
+            if domain not in domains:
+                raise unknown_name("domain in floor", domain, domains)
+        even = [1 / len(domains)] * len(domains)
+        within_limits(even, even, floor=self._floors(domains))
 
     def eval_before_all(self, state: State, logger: Logger) -> None:
         """Forget the last evaluation."""
@@ -125,17 +162,29 @@ class DynamicBatchLoading(Callback):
         sample = int(state.timestamp.sample_in_epoch)
         if self.update_type == "constant" or sample != dataset.rounds.at(sample).end:
             return
-        losses = {domain: self._loss(domain) for domain in dataset.domains}
-        updated = self._updated(dataset, sample, losses)
-        dataset.rounds.update(updated)
-        for domain, loss in losses.items():
-            reference = self.reference_losses[domain]
+        losses = [self._loss(domain) for domain in dataset.domains]
+        current = dataset.rounds.at(sample).proportions
+        self._history.add(sample, losses, current)
+        limits = {"floor": self._floors(dataset.domains), "max_change": self._max_change}
+        metrics = {"loss": losses}
+        if self.update_type == "ado":
+            known = self._history
+            preference = learning_preference(known.prior, current, known.samples, known.losses)
+            known.preferences[-1] = preference.tolist()
+            updated = ado_proportions(known.prior, known.preferences, current, **limits)
+            metrics["preference"] = preference.tolist()
+        else:
+            references = self._references(state, dataset)
+            updated = update_proportions(current, losses, references, **limits, **self._algorithm_1)
+            metrics["reference_loss"] = references.tolist()
+            metrics["difference"] = excess_losses(losses, references, clip=self._algorithm_1["clip"]).tolist()
+        # Ranks on unlike hardware could round differently, and must not plan differently.
+        agreed = [updated.tolist()]
+        dist.broadcast_object_list(agreed, src=0)
+        dataset.rounds.update(agreed[0])
+        for name, values in metrics.items():
             logger.log_metrics(
-                {
-                    f"data/loss/{domain}": loss,
-                    f"data/reference_loss/{domain}": reference,
-                    f"data/difference/{domain}": float(excess_losses(loss, reference, clip=self._settings["clip"])),
-                }
+                {f"data/{name}/{domain}": value for domain, value in zip(dataset.domains, values, strict=True)}
             )
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
@@ -174,21 +223,39 @@ class DynamicBatchLoading(Callback):
             "Give its evaluator the same eval_interval as the others."
         )
 
-    def _updated(self, dataset: DynamicStreamingDataset, sample: int, losses: Mapping[str, float]) -> list[float]:
-        floor: Any = self.floor
-        if isinstance(floor, Mapping):
-            floor = [floor.get(domain, 0.0) for domain in dataset.domains]
-        updated = update_proportions(
-            dataset.rounds.at(sample).proportions,
-            [losses[domain] for domain in dataset.domains],
-            [self.reference_losses[domain] for domain in dataset.domains],
-            floor=floor,
-            **self._settings,
-        )
-        # Ranks on unlike hardware could round differently, and must not plan differently.
-        agreed = [updated.tolist()]
-        dist.broadcast_object_list(agreed, src=0)
-        return agreed[0]
+    def state_dict(self) -> dict[str, Any]:
+        """The losses so far, where the rule looks back on them; plain types under one key."""
+        return {"history": json.dumps(self._history.state_dict())} if self._looks_back else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`; of a rule that did not look back it has nothing."""
+        if self._looks_back and "history" in state:
+            self._history = LossHistory.from_state_dict(json.loads(state["history"]))
+
+    @property
+    def _looks_back(self) -> bool:
+        return self.update_type == "ado" or self.predict_references
+
+    def _begin_history(self, sample: int, dataset: DynamicStreamingDataset) -> None:
+        self._history.cut(sample)
+        if self._looks_back and not self._history.samples and sample >= dataset.rounds.at(sample).size:
+            log.warning(
+                "The checkpoint has no losses of earlier rounds; %s wants %d and leaves the mix alone until then.",
+                "ado" if self.update_type == "ado" else "predict_references",
+                MIN_ROUNDS,
+            )
+
+    def _references(self, state: State, dataset: DynamicStreamingDataset) -> NDArray[np.float64]:
+        given = [self.reference_losses[domain] for domain in dataset.domains] if self.reference_losses else None
+        if not self.predict_references:
+            return np.asarray(given, np.float64)
+        end = last_batch(state, dataset) * dataset.global_batch_size
+        return predicted_references(self._history.samples, self._history.losses, end, given)
+
+    def _floors(self, domains: Sequence[str]) -> Any:
+        if isinstance(self.floor, Mapping):
+            return [self.floor.get(domain, 0.0) for domain in domains]
+        return self.floor
 
     def _log_use(self, state: State, logger: Logger, dataset: DynamicStreamingDataset) -> None:
         sample = int(state.timestamp.sample_in_epoch)
@@ -205,19 +272,14 @@ class DynamicBatchLoading(Callback):
             )
 
 
-def _read_losses(source: Mapping[str, float] | str | Path | None) -> dict[str, float]:
-    losses: Any = {} if source is None else source
-    if isinstance(source, (str, Path)):
-        content = read_json(source)
-        losses = content.get("losses") if isinstance(content, dict) else None
-        if not isinstance(losses, dict):
+def _refuse_algorithm_1(update_type: str, given: Mapping[str, Any]) -> None:
+    """Refuse settings that a rule does not have, rather than leave them without effect."""
+    defaults = {name: value.default for name, value in inspect.signature(DynamicBatchLoading).parameters.items()}
+    for name, value in given.items():
+        if value != defaults[name]:
             raise InputError(
-                f"'{source}' has no 'losses' by domain, as python -m llmshearing.reference_loss writes them."
+                f"{name}: {value!r} is of update_type 'doremi' and has no effect with '{update_type}'. Leave it out."
             )
-    settings.by_domain("reference_losses", losses, "{web: 2.1, books: 2.4}, or as the path of a file that has them")
-    for domain, loss in losses.items():
-        settings.number(f"reference_losses.{domain}", loss)
-    return dict(losses)
 
 
 def training_dataset(state: State) -> DynamicStreamingDataset:

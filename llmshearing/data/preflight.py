@@ -146,7 +146,7 @@ def report_exhaustion(state: State, dataset: DynamicStreamingDataset) -> None:
         )
     if dist.get_global_rank() != 0:
         return
-    last = _last_batch(state, dataset)
+    last = last_batch(state, dataset)
     for index, domain in enumerate(dataset.domains):
         share = plan.proportions[index]
         left = int(dataset.samples_per_stream[index]) - plan.used[index] % int(dataset.samples_per_stream[index])
@@ -184,7 +184,7 @@ def _batch_at(sample: float, dataset: DynamicStreamingDataset) -> float:
     return sample // dataset.global_batch_size
 
 
-def _last_batch(state: State, dataset: DynamicStreamingDataset) -> float:
+def last_batch(state: State, dataset: DynamicStreamingDataset) -> float:
     """The batch at which training ends, or infinity where that is not known in advance."""
     assert state.max_duration is not None
     end = float(state.max_duration.value)

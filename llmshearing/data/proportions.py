@@ -64,8 +64,6 @@ def update_proportions(
     settings.flag("clip", clip)
     settings.number("eta", eta)
     settings.number("smoothing", smoothing, most=1)
-    if max_change is not None:
-        settings.number("max_change", max_change, above=True)
     for name, values in (("losses", losses), ("reference_losses", reference_losses)):
         array = _numbers(name, values)
         if array.shape != current.shape:
@@ -75,11 +73,29 @@ def update_proportions(
     exponent = eta * excess_losses(losses, reference_losses, clip=clip)
     updated = current * np.exp(exponent - exponent.max())  # the shift cancels in the ratio and prevents overflow
     updated = (1.0 - smoothing) * updated / updated.sum() + smoothing / len(current)
-    updated = _raise_to_floor(updated / updated.sum(), floor)
+    return within_limits(updated / updated.sum(), current, floor=floor, max_change=max_change)
+
+
+def within_limits(
+    updated: ArrayLike, current: ArrayLike, *, floor: ArrayLike = 0.0, max_change: float | None = None
+) -> NDArray[np.float64]:
+    """Raise an update to its floor, then shorten it; see :func:`update_proportions`.
+
+    Args:
+        updated: proportions to come, (domains,), summing to 1.
+        current: those in force, (domains,), summing to 1.
+
+    Raises:
+        InputError: the floors do not fit under 1, or ``max_change`` is out of range.
+    """
+    before = np.asarray(current, np.float64)
+    after = _raise_to_floor(np.asarray(updated, np.float64), floor)
     if max_change is not None:
-        largest = np.abs(updated - current).max()
-        updated = current + (updated - current) * min(1.0, max_change / max(largest, 1e-300))
-    return updated / updated.sum()
+        settings.number("max_change", max_change, above=True)
+        largest = np.abs(after - before).max()
+        after = before + (after - before) * min(1.0, max_change / max(largest, 1e-300))
+    result: NDArray[np.float64] = after / after.sum()
+    return result
 
 
 def apportion(n: int, proportions: ArrayLike) -> NDArray[np.int64]:

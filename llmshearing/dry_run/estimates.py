@@ -122,15 +122,3 @@ def layer_activation_bytes(shape: ModelShape, *, precision: str = "amp_bf16") ->
     per_hidden, per_intermediate, per_query = _KEPT["fp32" if precision == "fp32" else "amp_bf16"]
     queries = shape.num_attention_heads * shape.head_dim
     return per_hidden * shape.hidden_size + per_intermediate * shape.intermediate_size + per_query * queries
-
-
-def forward_flops(shape: ModelShape, *, seq_len: int) -> int:
-    """Floating-point operations per token of one forward pass, causal attention counted as half."""
-    lookup = 0 if shape.tie_word_embeddings else shape.vocab_size * shape.hidden_size
-    queries = shape.num_attention_heads * shape.head_dim
-    return 2 * (shape.num_parameters() - lookup) + 2 * shape.num_hidden_layers * queries * seq_len
-
-
-def training_flops(shape: ModelShape, *, seq_len: int, checkpointing: bool) -> int:
-    """Per token of one training step: forward, a backward of twice that, and with checkpointing the forward again."""
-    return forward_flops(shape, seq_len=seq_len) * (4 if checkpointing else 3)

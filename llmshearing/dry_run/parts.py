@@ -18,7 +18,6 @@ from llmshearing.architecture.families import FAMILIES
 from llmshearing.architecture.shapes import ModelShape
 from llmshearing.data.callback import DynamicBatchLoading
 from llmshearing.data.dataset import DynamicStreamingDataset
-from llmshearing.data.preflight import check_names
 from llmshearing.devices import parallelism
 from llmshearing.errors import InputError, one_line
 from llmshearing.evaluators import build_recipe_evaluators, eval_folders, updates_proportions
@@ -168,6 +167,9 @@ def build_rest(recipe: Mapping[str, Any], model: ComposerLlama, findings: Findin
                 if (path := _absent_file((settings or {}).get("reference_losses"))) is not None:
                     findings.absent.append(f"reference losses '{path}': see python -m llmshearing.reference_loss")
                     settings = {**settings, "reference_losses": {}}
+                if (suite := _absent_suite(name, settings)) is not None:
+                    findings.absent.append(f"suite '{suite}' of downstream tasks: it is not checked")
+                    continue
                 part = build(section, name, settings)
                 if isinstance(part, DynamicBatchLoading) and path is None and updates_proportions(dict(recipe)):
                     _check_domains(recipe, part)
@@ -178,7 +180,7 @@ def build_rest(recipe: Mapping[str, Any], model: ComposerLlama, findings: Findin
 def _check_domains(recipe: Mapping[str, Any], loading: DynamicBatchLoading) -> None:
     proportions = (recipe["train_loader"].get("dataset") or {}).get("proportions")
     if isinstance(proportions, Mapping):
-        check_names("reference losses", loading.reference_losses, proportions)
+        loading.check_domains(list(proportions))
 
 
 def check_scores(path: Any, source: ModelShape, findings: Findings) -> None:
@@ -195,6 +197,14 @@ def check_scores(path: Any, source: ModelShape, findings: Findings) -> None:
 
 def _absent_file(value: Any) -> str | None:
     return value if isinstance(value, str) and not Path(value).is_file() else None
+
+
+def _absent_suite(name: str, settings: Mapping[str, Any] | None) -> str | None:
+    """The file, or folder of prepared data, of downstream tasks that is still to be made."""
+    suite = (settings or {}).get("suite")
+    if name != "downstream_evaluation" or not isinstance(suite, str) or "/" not in suite or Path(suite).exists():
+        return None
+    return suite
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any, Self
 from composer.utils import dist, get_device
 
 from llmshearing.architecture.shapes import ModelShape
+from llmshearing.compute import forward_flops, training_flops
 from llmshearing.devices import check_device
 from llmshearing.dry_run import estimates, parts, schedule
 from llmshearing.dry_run.checks import check
@@ -136,11 +137,11 @@ def _cost_lines(
         gigabytes["teacher"] = estimates.teacher_memory(teacher, shape, **asked, **sizes).total
         gigabytes["total"] += gigabytes["teacher"]
     tokens = duration * recipe["global_train_batch_size"] * seq_len
-    training = tokens * estimates.training_flops(shape, seq_len=seq_len, checkpointing=checkpointing)
+    training = tokens * training_flops(shape, seq_len=seq_len, checkpointing=checkpointing)
     _, interval = schedule.evaluation_interval(dict(recipe))
     evaluated = duration // interval * data.eval_sequences * seq_len if data and interval else 0.0
-    evaluation = evaluated * estimates.forward_flops(shape, seq_len=seq_len)
-    asking = tokens * estimates.forward_flops(teacher, seq_len=seq_len) if teacher else 0.0
+    evaluation = evaluated * forward_flops(shape, seq_len=seq_len)
+    asking = tokens * forward_flops(teacher, seq_len=seq_len) if teacher else 0.0
     flops, rate = training + evaluation + asking, f"{devices.device_tflops:g} TFLOP/s"
     hours = flops / (devices.device_tflops * 1e12) / 3600
     of_what = ", of the dense source" if "targeted_pruning" in recipe["algorithms"] else ""

@@ -22,13 +22,13 @@ _SECONDS = 5.0
 
 def hub_options(name: str) -> dict[str, Any]:
     """What to add to a ``from_pretrained(name)``: only files that are here, where the hub cannot be reached."""
-    if Path(name).is_dir() or _is_reachable():
+    if Path(name).is_dir() or is_reachable():
         return {}
     return {"local_files_only": True}
 
 
 @functools.cache
-def _is_reachable() -> bool:
+def is_reachable() -> bool:
     """Whether the hub's host takes a connection; behind a proxy it is taken to."""
     address = urlsplit(huggingface_hub.constants.ENDPOINT)
     if huggingface_hub.constants.HF_HUB_OFFLINE or address.scheme in urllib.request.getproxies():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from typing import Any, cast
@@ -40,6 +41,10 @@ class ComposerLlama(HuggingFaceModel):
         init_device: ``cpu``: every rank reads or initialises the weights. ``mixed``: rank 0 does, the others have
             shapes only (``meta``) until FSDP2 hands every rank its shards; the same as ``cpu`` on one rank.
 
+    Attributes:
+        generation: the generation config of ``pretrained`` as JSON, saved with every checkpoint so that conversion can
+            write it out; ``None`` where it says nothing that the model's config does not.
+
     Raises:
         InputError: neither or both of ``pretrained`` and ``config``; a value of a wrong type; an unsupported family;
             weights that do not fit or are not finite; another model than ``expected_config``.
@@ -70,13 +75,39 @@ class ComposerLlama(HuggingFaceModel):
             model = load_pretrained(pretrained, attn_implementation=attn_implementation)
         else:
             model = _build(hf_config, attn_implementation=attn_implementation)
+        generation = None if pretrained is None else _generation(model)
         model.config.use_cache = False  # of no use in training, where it would keep every layer's keys and values
         log.info("Model: %s, %d parameters.", shape, shape.num_parameters())
         # What FSDP shards, and what activation checkpointing recomputes, as a unit.
         layer = type(cast(Any, model).model.layers[0])
         for wrap in ("fsdp_wrap_fn", "activation_checkpointing_fn"):
             setattr(model, wrap, lambda module: isinstance(module, layer))
+        if tokenizer is not None and isinstance(tokenizer.chat_template, dict):
+            log.warning("Of the tokenizer's named chat templates only the default one is saved with checkpoints.")
+            tokenizer.chat_template = tokenizer.chat_template.get("default")
         super().__init__(model, tokenizer=cast(Any, tokenizer), use_logits=True, eval_metrics=[LanguageCrossEntropy()])
+        self.generation = generation
+
+    def get_metadata(self) -> dict[str, Any]:
+        """What Composer saves of config and tokenizer, and the generation config, which it does not."""
+        metadata = super().get_metadata()
+        if self.generation is not None:
+            # As text: a leaf of a sharded checkpoint, whatever is in it.
+            metadata["model"]["generation_config"] = {"file_extension": ".json", "content": self.generation}
+        return metadata
+
+
+def _generation(model: transformers.PreTrainedModel) -> str | None:
+    """A model's generation config as JSON, where it says more than the tokens that its config has."""
+    own = model.generation_config
+    if own is None:
+        return None
+    said = own.to_diff_dict()
+    for name in ("_from_model_config", "transformers_version", "use_cache"):  # the last is off while training
+        said.pop(name, None)
+    if all(name.endswith("_token_id") and getattr(model.config, name, None) == value for name, value in said.items()):
+        return None
+    return json.dumps(said)
 
 
 def _build(

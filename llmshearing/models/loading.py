@@ -22,6 +22,11 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def default_dtype(given: str | None) -> str:
+    """What models are evaluated in there: as ``given``, else bfloat16 on a GPU and float32 on a CPU."""
+    return given or ("bfloat16" if default_device().type == "cuda" else "float32")
+
+
 def load_reporting(name: str, *, dtype: torch.dtype, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
     """A causal LM from a folder or the hub, and what ``transformers`` reports of its keys.
 

@@ -204,7 +204,7 @@ def _callbacks() -> list[_Line]:
     return [
         ("callbacks:", "what watches and steers training; by name"),
         ("  dynamic_batch_loading:", "all its keys: llmshearing/data/callback.py"),
-        ("    update_type: doremi", "str: Algorithm 1 of the paper; constant leaves the mix"),
+        ("    update_type: doremi", "str: doremi (Algorithm 1 of the paper), ado or constant"),
         (f"    reference_losses: {losses}", "file that llmshearing.reference_loss wrote"),
         ("  speed_monitor:", "of Composer: samples, batches and tokens per second"),
         ("    window_size: 10", "int: batches that a speed is the mean of"),

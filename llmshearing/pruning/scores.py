@@ -33,11 +33,13 @@ class Scores:
         source: the model's shape.
         units: by dimension, of the shapes in :class:`~llmshearing.pruning.target.UnitGroup`, float32.
         mark: the model's first embeddings, by which it is known again.
+        flops: floating-point operations that they took, about.
     """
 
     source: ModelShape
     units: Mapping[str, Tensor]
     mark: Tensor
+    flops: float = 0.0
 
     def masks(self, target: Mapping[str, int]) -> tuple[ModelShape, dict[str, Tensor]]:
         """The full target shape, and masks of one for the best units of each group, of zero for the others.
@@ -70,7 +72,7 @@ class Scores:
 
     def save(self, path: str | Path) -> None:
         """Write the file in one step."""
-        metadata = {"format": _FORMAT, "source": json.dumps(self.source.to_dict())}
+        metadata = {"format": _FORMAT, "source": json.dumps(self.source.to_dict()), "flops": repr(self.flops)}
         tensors = {_MARK: self.mark, **{name: score.cpu().contiguous() for name, score in self.units.items()}}
         with new_file(path) as file:
             file.write(safetensors.torch.save(tensors, metadata))
@@ -90,12 +92,13 @@ class Scores:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             source = ModelShape.from_dict(json.loads(metadata["source"]))
             mark = tensors.pop(_MARK)
+            flops = float(metadata.get("flops", "0"))  # earlier versions did not say
             shapes = {group.dimension: group.shape for group in all_groups(source)}
             if metadata["format"] != _FORMAT or {name: tuple(score.shape) for name, score in tensors.items()} != shapes:
                 raise ValueError("another form")
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise InputError(f"'{path}' is not a file of scores as `python -m llmshearing.score` writes it.") from error
-        return cls(source, tensors, mark)
+        return cls(source, tensors, mark, flops)
 
 
 def all_groups(source: ModelShape) -> list[UnitGroup]:

@@ -16,7 +16,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from llmshearing.data.prepared import batches, open_split
 from llmshearing.errors import InputError
 from llmshearing.models.hub import hub_options
-from llmshearing.models.loading import default_device, load_reporting
+from llmshearing.models.loading import default_device, default_dtype, load_reporting
 from llmshearing.reference_loss.fit import UNIT
 
 
@@ -69,7 +69,7 @@ def load_model(name: str, config: PretrainedConfig, *, dtype: str | None) -> Pre
         InputError: ``name`` cannot be loaded as one, lacks a tensor, or has one with NaN or infinity.
     """
     device = default_device()
-    dtype = dtype or ("bfloat16" if device.type == "cuda" else "float32")
+    dtype = default_dtype(dtype)
     with _loading(name):
         model, report = load_reporting(name, dtype=getattr(torch, dtype), config=config, trust_remote_code=False)
     if missing := sorted(report["missing_keys"]):  # transformers has given them random values

@@ -18,17 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from llmshearing.errors import InputError
 from llmshearing.fileio import read_json
+from llmshearing.power_law import EXPONENT_RANGE, PowerLaw, fit_power_law
 
 log = logging.getLogger(__name__)
 
 UNIT = "nats per token"
 MIN_MODELS = 3  # as many as the law has parameters
 LARGEST = 1e30  # of a size or a loss; well beyond any
-EXPONENT_RANGE = (1e-3, 2.0)  # at the lower end the law is a straight line in log N, at the upper end a step
 
 
 @dataclass(frozen=True)
@@ -38,55 +36,6 @@ class ModelLosses:
     model: str
     num_parameters: int
     losses: dict[str, float]
-
-
-@dataclass(frozen=True)
-class PowerLaw:
-    """``loss(N) = irreducible + coefficient * N ** -exponent``, in nats per token; ``rmse`` over the fitted models."""
-
-    irreducible: float
-    coefficient: float
-    exponent: float
-    rmse: float
-
-    def __call__(self, num_parameters: float) -> float:
-        return self.irreducible + self.coefficient * num_parameters**-self.exponent
-
-
-def fit_power_law(num_parameters: Sequence[float], losses: Sequence[float]) -> PowerLaw:
-    """Least-squares fit of the law; through every point when there are three and the law can meet them.
-
-    For a fixed exponent the law is linear in its other two parameters, so only the exponent is searched for
-    (variable projection): on a grid first, then by golden section around the grid's best point.
-
-    Args:
-        num_parameters: model sizes N, at least three distinct ones.
-        losses: nats per token of each model.
-    """
-    sizes, y = np.log(np.asarray(num_parameters, dtype=np.float64)), np.asarray(losses, dtype=np.float64)
-    centre = sizes.mean()
-
-    def project(exponent: float) -> tuple[float, float, float]:
-        """Squared residuals, slope and intercept of the best ``intercept + slope * (N / exp(centre))**-exponent``."""
-        basis = np.expm1(-exponent * (sizes - centre))  # expm1: at small exponents the powers are all close to 1
-        mean = basis.mean()
-        slope = float((basis - mean) @ y / ((basis - mean) @ (basis - mean)))
-        residual = y - y.mean() - slope * (basis - mean)
-        return float(residual @ residual), slope, float(y.mean() - slope * (1 + mean))
-
-    grid = np.geomspace(*EXPONENT_RANGE, 400)
-    best = int(np.argmin([project(exponent)[0] for exponent in grid]))
-    low, high = float(grid[max(best - 1, 0)]), float(grid[min(best + 1, len(grid) - 1)])
-    golden = (5**0.5 - 1) / 2
-    while high - low > 1e-14:
-        left, right = high - golden * (high - low), low + golden * (high - low)
-        if project(left)[0] < project(right)[0]:
-            high = right
-        else:
-            low = left
-    exponent = (low + high) / 2
-    squares, slope, intercept = project(exponent)
-    return PowerLaw(intercept, slope * float(np.exp(exponent * centre)), exponent, (squares / len(y)) ** 0.5)
 
 
 def _doubts(domain: str, measured: Sequence[ModelLosses], law: PowerLaw) -> list[str]:

@@ -15,7 +15,15 @@ import numpy as np
 
 from llmshearing.errors import InputError
 from llmshearing.fileio import files_below
-from llmshearing.report.records import ENVIRONMENTS, read_environments, read_shearing, read_summary
+from llmshearing.report.records import (
+    COMPUTE,
+    ENVIRONMENTS,
+    read_compute,
+    read_downstream,
+    read_environments,
+    read_shearing,
+    read_summary,
+)
 
 _LAST_BATCH = 2**53  # beyond it, a float is no longer a whole number
 _LARGEST = 1e100  # beyond it, a value cannot be drawn
@@ -46,6 +54,7 @@ class Stage:
     series: dict[str, Series]
     recipe: str = ""  # as it was resolved, in YAML
     environments: list[dict[str, Any]] = field(default_factory=list)  # it ran in
+    compute: dict[str, float] = field(default_factory=dict)  # what a token cost, see llmshearing/compute.py
 
     def group(self, prefix: str, suffix: str = "") -> dict[str, Series]:
         """The series whose names have this beginning and end, by what stands between them."""
@@ -94,6 +103,7 @@ class Run:
     stages: list[Stage]
     shearings: list[tuple[list[str], dict[str, Any]]]
     summary: dict[str, Any]
+    downstream: dict[str, Any] = field(default_factory=dict)  # what llmshearing.downstream wrote
 
     def domains(self) -> list[str]:
         """Every domain that appears anywhere, sorted, so that each keeps its colour throughout the report."""
@@ -137,7 +147,7 @@ def collect(folder: str | Path) -> Run:
     """Read a run's folder.
 
     ``metrics.jsonl``, with ``recipe.yaml`` and ``environment.json`` beside it, is looked for in the folder, in ``*/``
-    and in ``stages/*/``, ``shearing.json`` anywhere below, and ``summary.json`` in the folder.
+    and in ``stages/*/``, ``shearing.json`` anywhere below, ``summary.json`` and ``downstream.json`` in the folder.
 
     Raises:
         InputError: no metrics are found, or a file cannot be read.
@@ -149,12 +159,14 @@ def collect(folder: str | Path) -> Run:
     for path in chain.from_iterable(paths):
         if path.is_file() and (series := read_metrics(path)):
             recipe, ran = path.with_name("recipe.yaml"), path.with_name(ENVIRONMENTS)
+            costs = path.with_name(COMPUTE)
             stages.append(
                 Stage(
                     name if path.parent == root else path.parent.name,
                     series,
                     recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else "",
                     read_environments(ran) if ran.is_file() else [],
+                    read_compute(costs) if costs.is_file() else {},
                 )
             )
     if not stages:
@@ -175,4 +187,5 @@ def collect(folder: str | Path) -> Run:
         else:
             shearings.append(([place], shearing))
     summary = read_summary(root / "summary.json") if (root / "summary.json").is_file() else {}
-    return Run(name, stages, shearings, summary)
+    tasks = read_downstream(root / "downstream.json") if (root / "downstream.json").is_file() else {}
+    return Run(name, stages, shearings, summary, tasks)

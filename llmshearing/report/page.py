@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from llmshearing.downstream.table import table_of
 from llmshearing.duration import in_words
 from llmshearing.report import charts, training
 from llmshearing.report.collect import Run, Stage
@@ -68,6 +69,8 @@ def render(run: Run) -> str:
     if run.summary:
         overview = _summary(run.summary, colours) + overview
     sections = [("Summary", overview)] if overview else []
+    if run.downstream:
+        sections.append(("Downstream tasks", _downstream(run.downstream)))
     if samples := run.summary.get("samples"):
         sections.append(("What they write", _samples(samples)))
     sections += [(stage.name, _stage(stage, colours)) for stage in run.stages]
@@ -114,6 +117,7 @@ def _stage(stage: Stage, colours: Mapping[str, str]) -> str:
             "near 1; few should be left at the end. Below: the multipliers that press on the constraint, as means.",
             charts.dimensions(stage) + charts.constraint(stage),
         ),
+        _group("Downstream tasks", "", training.downstream(stage)),
         _group("How it ran", "", training.training(stage, colours)),
         _settings(stage),
     ]
@@ -224,6 +228,22 @@ def _summary(summary: dict[str, Any], colours: Mapping[str, str]) -> str:
         headings = [{"tokens": "tokens", "wall_s": "wall time"}[key] for key in present]
         tables.append(_table("Cost of a stage", headings, rows, {}))
     return f'<p class="facts">{" ".join(facts)}</p>\n<div class="row">\n{"".join(tables)}</div>\n'
+
+
+def _downstream(found: Mapping[str, Any]) -> str:
+    """The table of the command, a row for each model."""
+    header, rows, notes = table_of(found)
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+    body = "".join(
+        "<tr>" + "".join(_cell(cell, not place) for place, cell in enumerate(row)) + "</tr>\n" for row in rows
+    )
+    how = f"In percent, by lm-eval {found['lm_eval']}, suite {found['suite']}; shots in parentheses. {' '.join(notes)}"
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table>"
+    return f'<p class="how">{html.escape(how)}</p>\n<div class="table">{table}</div>\n'
+
+
+def _cell(text: str, heads: bool) -> str:
+    return f"<th>{html.escape(text)}</th>" if heads else f"<td>{html.escape(text)}</td>"
 
 
 def _table(title: str, columns: list[str], rows: Mapping[str, list[str]], colours: Mapping[str, str]) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from llmshearing.downstream.table import table_of
 from llmshearing.errors import InputError
 from llmshearing.fileio import read_json
 
 ENVIRONMENTS = "environment.json"  # beside a run's metrics: what it ran on, see llmshearing/environment.py
+COMPUTE = "compute.json"  # beside a run's metrics: what a token of it cost, see llmshearing/compute.py
 _DIMENSIONS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 _LARGEST = 1 << 20  # of a dimension; a model has fewer units
 #: How deep the numbers of a summary lie, by key.
@@ -36,6 +38,21 @@ def read_summary(path: Path) -> dict[str, Any]:
     return summary
 
 
+def read_downstream(path: Path) -> dict[str, Any]:
+    """The results that ``python -m llmshearing.downstream --out`` wrote.
+
+    Raises:
+        InputError: they have another form.
+    """
+    found = read_json(path)
+    try:
+        table_of(found)
+        str(found["suite"]), str(found["lm_eval"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(path, repr(error)) from error
+    return dict(found)
+
+
 def read_environments(path: Path) -> list[dict[str, Any]]:
     """What :func:`llmshearing.environment.record` wrote, the first first.
 
@@ -45,6 +62,19 @@ def read_environments(path: Path) -> list[dict[str, Any]]:
     found = read_json(path)
     if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
         raise InputError(f"'{path}' is not a list of environments. Remove it: the next run writes it again.")
+    return found
+
+
+def read_compute(path: Path) -> dict[str, float]:
+    """What :func:`llmshearing.compute.write_training_compute` wrote.
+
+    Raises:
+        InputError: it has another form.
+    """
+    found = read_json(path)
+    keys = {"model", "teacher", "evaluation", "scores", "num_parameters"}
+    if not (isinstance(found, dict) and found.keys() >= keys and _are_numbers(found, 1)):
+        raise InputError(f"'{path}' does not say what a token cost. Remove it: the next run writes it again.")
     return found
 
 

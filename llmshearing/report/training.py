@@ -35,6 +35,17 @@ def training(stage: Stage, colours: Mapping[str, str]) -> list[Picture]:
     return pictures + _passes(stage, colours)
 
 
+def downstream(stage: Stage) -> list[Picture]:
+    """What the callback ``downstream_evaluation`` logged: a picture for each metric of each task."""
+    pictures = []
+    for name, series in stage.group("downstream/").items():
+        task, _, metric = name.rpartition("/")
+        if len(series.finite):
+            title = f"{task}: {metric}" if task else "Average of the tasks"
+            pictures.append(_picture(stage, title, series, metric if task else "", f"Ends at {series.last:.4g}."))
+    return pictures
+
+
 def tokens_per_second(stage: Stage) -> Series | None:
     """Of each stretch of a fiftieth of the stage; ``None`` where the log does not tell.
 

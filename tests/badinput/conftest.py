@@ -28,8 +28,20 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, loss in (("nan", float("nan")), ("text", "low")):
         models = [{"model": "m", "num_parameters": size, "losses": {"web": loss}} for size in (10, 100, 1000)]
         (folder / f"{name}.json").write_text(json.dumps({"models": models}))
+    _write_chats(folder)
     os.symlink(folder / "runs" / "debug" / "corpus", folder / "corpus")
     return folder
+
+
+def _write_chats(folder: Path) -> None:
+    """Conversations that are good but for their name, and prompts."""
+    for name, role, answer in (("chats", "assistant", "Hi"), ("roles", "tool", "Hi"), ("silent", "assistant", " ")):
+        first, second = (
+            {"messages": [{"role": "user", "content": "Hi"}, {"role": whose, "content": answer}]}
+            for whose in ("assistant", role)
+        )
+        (folder / f"{name}.jsonl").write_text(f"{json.dumps(first)}\n{json.dumps(second)}\n")
+    (folder / "prompts.jsonl").write_text('{"prompt": "Hi"}\n')
 
 
 @pytest.fixture

@@ -164,6 +164,15 @@ callbacks.nan_monitr={} => nan_monitr | nan_monitor
 callbacks.speed_monitor=5 => speed_monitor | 5
 callbacks.speed_monitor.window=5 => speed_monitor | window | window_size
 callbacks.speed_monitor.window_size=many => speed_monitor | window_size | many
+callbacks.downstream_evaluation={} => downstream_evaluation | suite
+callbacks.downstream_evaluation.suite=5 => downstream_evaluation | suite | 5
+callbacks.downstream_evaluation.suite=papr => suite 'papr' | paper
+callbacks.downstream_evaluation.suite=debug.yaml => debug.yaml | list of tasks
+callbacks.downstream_evaluation={suite: quick, interval: often} => downstream_evaluation.interval | 'often' | 100ba
+callbacks.downstream_evaluation={suite: quick, interval: 0ba} => downstream_evaluation.interval | '0ba'
+callbacks.downstream_evaluation={suite: quick, limit: 0} => downstream_evaluation.limit | 0
+callbacks.downstream_evaluation={suite: quick, eval_batch_size: many} => downstream_evaluation.eval_batch_size | 'many'
+callbacks.downstream_evaluation={suite: quick, shots: 5} => downstream_evaluation | shots
 callbacks.dynamic_batch_loading=5 => dynamic_batch_loading | 5
 callbacks.dynamic_batch_loading.reference_losses=5 => reference_losses | 5
 callbacks.dynamic_batch_loading.reference_losses.code=low => reference | code | 'low'
@@ -176,6 +185,13 @@ callbacks.dynamic_batch_loading.floor=2 => dynamic_batch_loading | floor | 2
 callbacks.dynamic_batch_loading.floor=low => dynamic_batch_loading | floor | 'low'
 callbacks.dynamic_batch_loading.max_change=-1 => dynamic_batch_loading | max_change | -1
 callbacks.dynamic_batch_loading.update_type=doremy => update_type | 'doremy' | doremi
+callbacks.dynamic_batch_loading.predict_references=perhaps => dynamic_batch_loading | predict_references | 'perhaps'
+callbacks.dynamic_batch_loading={update_type: ado, eta: 2} => dynamic_batch_loading | eta | 2 | ado
+callbacks.dynamic_batch_loading={update_type: ado, floor: 0.6} => floor | 0.6
+callbacks.dynamic_batch_loading={update_type: constant, predict_references: true} => predict_references | constant
+callbacks.dynamic_batch_loading.floor=0.6 => floor | 0.6
+callbacks.dynamic_batch_loading.floor={cod: 0.1} => floor | cod | code
+callbacks.dynamic_batch_loading.reference_losses=null => dynamic_batch_loading | reference_losses | predict_references
 callbacks.dynamic_batch_loading.clip=perhaps => dynamic_batch_loading | clip | 'perhaps'
 loggers=5 => loggers | 5
 loggers.wandbb={} => wandbb | wandb
@@ -255,6 +271,7 @@ tokenizer.name=runs/nowhere => 'runs/nowhere'
 train_loader.dataset.proportions=half => 'half'
 algorithms.source_distillation.teacher=runs/nowhere => 'runs/nowhere'
 callbacks.dynamic_batch_loading.reference_losses=runs/no.json => 'runs/no.json'
+callbacks.downstream_evaluation={suite: runs/nowhere} => 'runs/nowhere'
 load_path=runs/nowhere.pt => 'runs/nowhere.pt'
 variables.data=runs/nowhere => 'runs/nowhere
 """

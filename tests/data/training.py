@@ -14,6 +14,7 @@ from composer import Callback, Logger, State, Trainer
 from composer.metrics.nlp import LanguageCrossEntropy
 from composer.models import HuggingFaceModel
 from composer.utils import dist, get_device
+from composer.utils.parallelism import FSDP2Config
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmshearing.data import opening
@@ -73,7 +74,7 @@ def make_trainer(
     label_prefix: str = "",
     **settings: Any,
 ) -> Trainer:
-    """A trainer over ``train_data`` with :class:`DynamicBatchLoading`; ``steer=False`` leaves that out."""
+    """A trainer over ``train_data`` with :class:`DynamicBatchLoading`, or its settings; ``steer=False``: without."""
     model = tiny_model()
     shape = {"local": str(train_data), "proportions": PROPORTIONS, "update_interval": ROUND, "vocab_size": 256}
     train_loader = build_dynamic_streaming_dataloader(
@@ -85,6 +86,8 @@ def make_trainer(
     evaluators = build_evaluators(str(eval_data), PROPORTIONS, batch_size=2)
     for evaluator in evaluators:
         evaluator.label = label_prefix + evaluator.label
+    if isinstance(steer, dict):
+        steer = DynamicBatchLoading(**steer)
     callbacks: list[Callback] = [] if steer is False else [steer or DynamicBatchLoading(REFERENCES)]
     return Trainer(
         model=model,
@@ -106,6 +109,8 @@ def main() -> None:
     job = json.loads(sys.argv[1])
     out = Path(job.pop("out"))
     recorder = Recorder(**job.pop("recorder", {}))
+    if "fsdp" in job:
+        job["parallelism_config"] = {"fsdp": FSDP2Config(**job.pop("fsdp"))}
     opening._TURN = job.pop("turn", opening._TURN)
     opening._MEMORY = job.pop("memory", opening._MEMORY)
     dist.initialize_dist(get_device("cpu"), timeout=60)

@@ -1,0 +1,1 @@
+"""Other pruning tools on the same work: see ``docs/results.md``."""
