@@ -34,12 +34,8 @@ def gpt2() -> pre_tokenizers.PreTokenizer:
 
 
 def split_first(expression: str) -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(expression), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    split = pre_tokenizers.Split(Regex(expression), "isolated")
+    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 #: Pre-tokenizers of byte-level BPE, and whether they put text into NFC first.
@@ -67,9 +63,8 @@ def byte_level(texts: list[str]) -> dict[str, str]:
         tokenizer.normalizer = normalizers.NFC() if nfc else None
         tokenizer.pre_tokenizer = pre_tokenizer()
         tokenizer.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=700, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-        )
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(vocab_size=700, initial_alphabet=alphabet, show_progress=False)
         tokenizer.train_from_iterator(texts[:200], trainer)
         tokenizer.add_special_tokens(["<|endoftext|>"])
         tokenizer.add_tokens([AddedToken("<tool_call>", normalized=False)])
@@ -210,8 +205,7 @@ def test_long_words_are_not_kept_and_common_ones_stay(
 def test_a_copy_for_a_worker_starts_with_an_empty_cache(makers: dict[str, MakeEncoder], texts: list[str]) -> None:
     for name in ("sentencepiece", "ours"):
         encoder = makers[name]()
-        size = len(pickle.dumps(encoder))
-        expected = encoder.encode(texts)
+        size, expected = len(pickle.dumps(encoder)), encoder.encode(texts)
         assert len(pickle.dumps(encoder)) == size
         assert pickle.loads(pickle.dumps(encoder)).encode(texts) == expected
 
