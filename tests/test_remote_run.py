@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import torch
 
 from llmshearing import storage
 from llmshearing.convert.commands import open_checkpoint
+from llmshearing.report.__main__ import main
 from tests.dry_runs import make_debug_data
 from tests.forkserver import ForkServer
 from tests.object_store import Store
-from tests.remote_runs import RUN, TO_STORE, losses, machine, refused, train, training
+from tests.remote_runs import RUN, TO_STORE, losses, machine, refused, train, training, upload_folder
 
 pytestmark = pytest.mark.slow
 
@@ -49,8 +51,18 @@ def assert_equals_whole(world: Path, run: str, copy: Path) -> None:
     assert [name for name, tensor in expected.items() if not torch.equal(found[name], tensor)] == []
 
 
+@pytest.fixture
+def report(capsys: pytest.CaptureFixture[str]) -> Callable[[list[str]], str]:
+    def run(words: list[str]) -> str:
+        capsys.readouterr()
+        main(words)
+        return capsys.readouterr().out.strip()
+
+    return run
+
+
 def test_a_killed_run_goes_on_on_another_machine_and_equals_one_that_was_never_stopped(
-    forked: ForkServer, world: Path, store: Store, tmp_path: Path
+    forked: ForkServer, world: Path, store: Store, tmp_path: Path, report: Callable[[list[str]], str]
 ) -> None:
     process = forked.start(training(*TO_STORE), **machine(world, "first"))
     while storage.info(f"{RUN}/checkpoints/ep0-ba4-rank0.pt") is None:
@@ -65,6 +77,9 @@ def test_a_killed_run_goes_on_on_another_machine_and_equals_one_that_was_never_s
     assert_equals_whole(world, RUN, tmp_path / "copy.pt")
     assert not [path for path in (world / "second-tmp").rglob("*") if path.is_file() and path.name != ".lock"]
     assert not (world / "s3:").exists()
+    assert report([RUN]) == f"{RUN}/report.html"
+    assert storage.read_bytes(f"{RUN}/report.html").startswith(b"<!DOCTYPE html>")
+    assert "total" in report(["compute", RUN]).lower()
     before = storage.files_below(RUN)
     assert "is finished" in train(forked, machine(world, "second"), *TO_STORE)
     assert storage.files_below(RUN).keys() == before.keys()
@@ -77,7 +92,11 @@ def test_a_store_that_fails_for_a_while_changes_nothing(
         for status in (503, 500):
             store.fail(method=method, path="runs/mine", status=status)
     store.fail(path="runs/mine", delay=1.0)
-    train(forked, machine(world, "first"), *TO_STORE)
+    upload_folder(world / "runs" / "debug" / "data" / "train", "s3://bucket/data")
+    store.fail(path="/shard.00000", cut=1000, times=3)
+    store.fail(path="/index.json", status=503, times=2)
+    fetched = ("train_loader.dataset.local=cache", "train_loader.dataset.remote=s3://bucket/data")
+    train(forked, machine(world, "first"), *TO_STORE, *fetched)
     assert_equals_whole(world, RUN, tmp_path / "copy.pt")
     assert all(fault.times == 0 for fault in store.faults)
 
@@ -126,6 +145,16 @@ def test_training_starts_from_a_checkpoint_at_an_address(forked: ForkServer, wor
     assert [name for name, tensor in expected.items() if not torch.equal(found[name], tensor)] == []
     said = refused(forked, settings, "variables.run=runs/from", "load_path=s3://bucket/other/none.pt")
     assert "There is nothing at 's3://bucket/other/none.pt'" in said
+
+
+def test_a_shard_that_never_comes_whole_ends_the_run_with_one_line(
+    forked: ForkServer, world: Path, store: Store
+) -> None:
+    upload_folder(world / "runs" / "debug" / "data" / "train", "s3://bucket/data")
+    store.fail(path="/shard.00000", cut=1000, times=100_000)
+    fetched = ("train_loader.dataset.local=other", "train_loader.dataset.remote=s3://bucket/data")
+    said = refused(forked, machine(world, "first"), "variables.run=runs/cut", "train_loader.num_workers=1", *fetched)
+    assert "cannot be fetched from s3://bucket/data" in said
 
 
 @pytest.mark.parametrize("extra", [(), ("dry_run=true",)], ids=["training", "dry run"])

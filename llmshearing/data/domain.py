@@ -10,7 +10,7 @@ from streaming.base.world import World
 from torch.utils.data import Dataset
 
 from llmshearing.data.arguments import opens
-from llmshearing.data.cache import fetch
+from llmshearing.data.cache import DataBytes, data_bytes, fetch
 from llmshearing.data.opening import process_group
 from llmshearing.data.shards import ShardBounds, check_index
 from llmshearing.data.tokens import TokenDecoder, check_columns
@@ -77,6 +77,10 @@ class DomainDataset(Dataset):
     def seq_len(self) -> int | None:
         """Tokens per sequence, where the index or the settings say it."""
         return self._decode.seq_len
+
+    def stored(self) -> DataBytes:
+        """What the data takes, here and in the cache."""
+        return data_bytes(self._stream, self._shards, keep_zip=False)
 
     def __len__(self) -> int:
         return self._length

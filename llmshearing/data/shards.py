@@ -27,7 +27,7 @@ from streaming.base.format import reader_from_json
 from streaming.base.shared import SharedMemory
 
 from llmshearing.data.arguments import opens
-from llmshearing.data.cache import check_only_copy, flaw, is_remote, name_of
+from llmshearing.data.cache import DataBytes, check_only_copy, data_bytes, flaw, is_remote, name_of
 from llmshearing.data.opening import opening, process_group
 from llmshearing.errors import InputError
 from llmshearing.fileio import read_json
@@ -166,6 +166,15 @@ class ShardedDataset(StreamingDataset):
                 f"Shard '{name}' is damaged: sample {sample_id} cannot be read ({error}). Delete it and fetch or "
                 "prepare it again."
             ) from error
+
+    def stored(self) -> DataBytes:
+        """What the data takes, here and in the cache."""
+        found = DataBytes()
+        for stream, begin, count in zip(
+            self.streams, self.shard_offset_per_stream, self.shards_per_stream, strict=True
+        ):
+            found += data_bytes(stream, self.shards[int(begin) : int(begin + count)], keep_zip=stream.keep_zip)
+        return found
 
     def shards_of(self, sample_ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """The shard of each of ``sample_ids``, (n,)."""

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBa
 from llmshearing.architecture.config import sheared_config
 from llmshearing.architecture.families import FAMILIES
 from llmshearing.architecture.shapes import ModelShape
+from llmshearing.data.cache import DataBytes
 from llmshearing.data.callback import DynamicBatchLoading
 from llmshearing.data.dataset import DynamicStreamingDataset
 from llmshearing.devices import parallelism
@@ -217,6 +218,8 @@ class Data:
     sequences: dict[str, int]  # of training, by domain
     shares: dict[str, float]  # of the first round
     eval_sequences: int
+    train_bytes: DataBytes
+    eval_bytes: DataBytes
 
 
 def open_data(recipe: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None, findings: Findings) -> Data | None:
@@ -244,11 +247,13 @@ def open_data(recipe: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | No
         check_length(train, recipe["max_seq_len"])
         sequences = dict(zip(train.domains, map(int, train.samples_per_stream), strict=True))
         shares = dict(zip(train.domains, train.rounds.at(train.rounds.start).proportions, strict=True))
+        train_bytes = train.stored()
     finally:
         train.unlink()
     evaluators = build_recipe_evaluators(recipe, sequences, tokenizer)
     evaluation: list[Any] = [each.dataloader.dataloader for each in evaluators]
-    return Data(sequences, shares, sum(len(loader.dataset) for loader in evaluation))
+    eval_bytes = sum((loader.dataset.stored() for loader in evaluation), DataBytes())
+    return Data(sequences, shares, sum(len(loader.dataset) for loader in evaluation), train_bytes, eval_bytes)
 
 
 def check_length(dataset: DynamicStreamingDataset, max_seq_len: int) -> None:

@@ -17,14 +17,20 @@ from composer.utils import dist, get_device
 
 from llmshearing.architecture.shapes import ModelShape
 from llmshearing.compute import forward_flops, training_flops
+from llmshearing.data.cache import DataBytes
 from llmshearing.devices import check_device
 from llmshearing.dry_run import estimates, parts, schedule
 from llmshearing.dry_run.checks import check
+from llmshearing.dry_run.disk import disk
 from llmshearing.dry_run.parts import Data, Findings
 from llmshearing.errors import unknown_name
 from llmshearing.schema import Number, unfit
 
-_PLANNED = {"num_devices": Number(1, 10**7), "device_tflops": Number(1e-6, 1e6, whole=False)}
+_PLANNED = {
+    "num_devices": Number(1, 10**7),
+    "devices_per_node": Number(1, 10**4),
+    "device_tflops": Number(1e-6, 1e6, whole=False),
+}
 
 
 @dataclass(frozen=True)
@@ -35,14 +41,21 @@ class Devices:
         num_devices: how many.
         device_tflops: 10^12 floating-point operations per second that one really does, not its peak: 150 is about half
             of an A100's peak in bfloat16.
+        devices_per_node: how many share a disk.
     """
 
     num_devices: int
     device_tflops: float = 150.0
+    devices_per_node: int = 8
+
+    @property
+    def num_nodes(self) -> int:
+        """How many disks there are."""
+        return -(-self.num_devices // self.devices_per_node)
 
     @classmethod
     def from_recipe(cls, value: bool | Mapping[str, Any]) -> Self:
-        """From ``dry_run: true`` or ``dry_run: {num_devices, device_tflops}``.
+        """From ``dry_run: true`` or ``dry_run: {num_devices, devices_per_node, device_tflops}``.
 
         Raises:
             InputError: an unknown key, or a number that is not above 0.
@@ -94,7 +107,8 @@ def describe(recipe: dict[str, Any], devices: Devices, findings: Findings) -> li
         share = target.num_parameters() / source.num_parameters()
         lines += [f"target      {target}: {target.num_parameters():,} parameters, {share:.1%} of the model"]
     lines += _data_lines(data, recipe, checked.duration)
-    return lines + _cost_lines(source, recipe, checked.duration, devices, data, checked.teacher)
+    lines += _cost_lines(source, recipe, checked.duration, devices, data, checked.teacher)
+    return lines + _disk_lines(source, recipe, checked.duration, devices, data)
 
 
 def _data_lines(data: Data | None, recipe: Mapping[str, Any], duration: float) -> list[str]:
@@ -155,6 +169,30 @@ def _cost_lines(
         f"compute     about {flops:.2e} FLOP (estimate{of_what}{without}): {_number(hours)} device-hours at {rate}, "
         f"{_number(hours / devices.num_devices)} hours on {devices.num_devices}",
     ]
+
+
+def _disk_lines(
+    shape: ModelShape, recipe: Mapping[str, Any], duration: float, devices: Devices, data: Data | None
+) -> list[str]:
+    saves = duration / max(1.0, schedule.batches(recipe["save_interval"], dict(recipe), "save_interval"))
+    needed = disk(
+        recipe,
+        parameters=shape.num_parameters(),
+        batches=duration,
+        saves=saves,
+        train=data.train_bytes if data else DataBytes(),
+        evaluation=data.eval_bytes if data else DataBytes(),
+        num_nodes=devices.num_nodes,
+    )
+    gb = {name: f"{value / 1e9:.3g}" for name, value in {**vars(needed), "total": needed.total}.items()}
+    without = "" if data else ", without data"
+    lines = [
+        f"disk        about {gb['total']} GB per node (estimate{without}): data that is here {gb['data']}, cache "
+        f"{gb['cache']}, checkpoints {gb['checkpoints']}, metrics {gb['records']}, temporary {gb['temporary']}; of "
+        f"{devices.num_nodes} nodes, {gb['store']} in the store",
+        f"download    at most {gb['download']} GB per node",
+    ]
+    return lines
 
 
 def _number(value: float) -> str:
