@@ -58,9 +58,11 @@ class RunPlace:
     def __init__(self, recipe: dict[str, Any]) -> None:
         save, load = recipe["save_folder"], recipe["load_path"]
         self.recipe, self.address, self.uploader = dict(recipe), None, None
+        self._copies: list[Path] = []  # that this process has taken, and removes
         self._saves, self._loads, self._keep = save.rstrip("/"), load, recipe["save_num_checkpoints_to_keep"]
         if load is not None and storage.is_remote(load):
-            self.recipe["load_path"] = str(working_copy(load) / name_of(load))
+            # Of each run its own: another one may start from the same.
+            self.recipe["load_path"] = str(working_copy(load, self._saves) / name_of(load))
         if storage.is_remote(save):
             self.address = parent_of(self._saves)
             local = working_copy(self.address) / name_of(self._saves)
@@ -78,19 +80,21 @@ class RunPlace:
         chosen: list[Any] = [None]
         if dist.get_local_rank() == 0 and (self.address is not None or dist.get_global_rank() == 0):
             claim(self.folder)
+            self._copies += [self.folder] if self.address is not None else []
         if dist.get_global_rank() == 0 and self.address is not None:
             chosen = [self._begin(self.address)]
         dist.broadcast_object_list(chosen)
         self._own: str | None = chosen[0]
         if self.address is not None and dist.get_local_rank() == 0 and dist.get_global_rank() != 0:
-            self._clear()
+            clear(self.folder)
             if self._own is not None:
                 fetch(f"{self._saves}/{self._own}", Path(self.recipe["save_folder"]) / self._own)
         loads = self._loads if self._loads != self.recipe["load_path"] and self._own is None else None
         if loads is not None and dist.get_local_rank() == 0:
             target = Path(self.recipe["load_path"])
             claim(target.parent)
-            remove(target)
+            self._copies.append(target.parent)
+            clear(target.parent)
             fetch(followed(loads), target)
         dist.barrier()
 
@@ -132,35 +136,37 @@ class RunPlace:
         )
         return [saver]
 
-    def close(self, *, failed: bool) -> None:
-        """Bring the last records to the store, remove what is not to be kept there, and the working copies.
+    def finish(self) -> None:
+        """Wait until all is in the store, with the last records, and remove what is not to be kept there.
 
         Raises:
             InputError: something could not be uploaded.
         """
-        if self.uploader is None:
-            return
-        try:
-            if not failed:
-                self.uploader.check()
-                dist.barrier()  # until all ranks have uploaded all
+        if self.uploader is not None:
+            self.uploader.check()
+            dist.barrier()  # until all ranks have uploaded all
             if dist.get_global_rank() == 0:
-                (self.uploader.publish if failed else self.uploader.finish)()
-        finally:
-            if dist.get_local_rank() == 0:
-                self._clear()
+                self.uploader.finish()
 
-    def _clear(self) -> None:
-        for path in self.folder.iterdir():
-            if path.name != ".lock":  # which this process holds
-                remove(path)
+    def give_up(self) -> None:
+        """Bring the last records of a run that failed to the store, if it takes them."""
+        if self.uploader is not None and dist.get_global_rank() == 0:
+            try:
+                self.uploader.publish()
+            except InputError as error:
+                log.warning("%s", error)
+
+    def close(self) -> None:
+        """Remove the working copies."""
+        for folder in self._copies:
+            clear(folder)
 
     def _begin(self, address: str) -> str | None:
         """Fetch the records and the newest whole checkpoint; returns its name."""
         probe = storage.join(address, ".writable")
         storage.write_bytes(probe, b"")
         storage.remove(probe)
-        self._clear()
+        clear(self.folder)
         for name in storage.files_below(address):
             if "/" not in name and name.endswith((".json", ".jsonl", ".yaml")):
                 storage.download(storage.join(address, name), self.folder / name)
@@ -194,8 +200,15 @@ class RunPlace:
         return True
 
 
-def working_copy(address: str) -> Path:
-    """The folder of this machine in which a run works whose folder is at an address."""
-    digest = hashlib.blake2b(address.encode(), digest_size=6).hexdigest()
+def working_copy(address: str, *of: str) -> Path:
+    """The folder of this machine for a run whose folder is at an address, or for what is there for a run ``of`` one."""
+    digest = hashlib.blake2b(" ".join((address, *of)).encode(), digest_size=6).hexdigest()
     name = re.sub(r"[^\w.-]", "-", name_of(address))
     return Path(tempfile.gettempdir()) / f"llmshearing-{os.getuid()}" / f"{name}-{digest}"
+
+
+def clear(folder: Path) -> None:
+    """Remove all in a working copy but the lock that this process holds."""
+    for path in folder.iterdir():
+        if path.name != ".lock":
+            remove(path)

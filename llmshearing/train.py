@@ -144,6 +144,13 @@ def train(recipe: dict[str, Any]) -> None:
         InputError: a setting that cannot work, or a checkpoint that cannot be written.
     """
     place = RunPlace(recipe)
+    try:
+        _train(recipe, place)
+    finally:
+        place.close()
+
+
+def _train(recipe: dict[str, Any], place: RunPlace) -> None:
     trainer = build_trainer(recipe, place)
     if trainer is None:
         return
@@ -167,7 +174,9 @@ def train(recipe: dict[str, Any]) -> None:
         ) from error
     finally:
         trainer.close()
-        place.close(failed=failed)
+        if failed:
+            place.give_up()
+    place.finish()
     if dist.get_global_rank() == 0:
         log.info("Next: %s", _next(recipe))
 

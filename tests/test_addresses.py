@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
+from llmshearing import storage
 from llmshearing.addresses import TAKE, check_addresses
 from llmshearing.copies import name_of, parent_of
 from llmshearing.errors import InputError
 from llmshearing.recipe import load_recipe
 from llmshearing.recipe_keys import page
+from llmshearing.run_place import RunPlace
 from llmshearing.uploader import superseded
 from tests.conftest import REPOSITORY
 
@@ -129,3 +131,20 @@ def test_only_what_is_older_than_the_newest_whole_checkpoints_is_superseded() ->
 def test_the_parts_of_addresses() -> None:
     assert (parent_of("s3://bucket/a/b/"), name_of("gs://bucket/a/b/")) == ("s3://bucket/a", "b")
     assert (parent_of("checkpoints"), parent_of(Path("/a/b"))) == ("", "/a")
+
+
+def test_google_addresses_are_mapped_as_those_of_s3_are() -> None:
+    """All that runs without Google's store: which file system, bucket and keys are asked."""
+    system, key = storage._resolve("gs://bucket/data/train")
+    assert (system.type_name, key) == ("gcs", "bucket/data/train")
+    recipe = load_recipe(REPOSITORY / "yamls" / "debug" / "prune.yaml", ["variables.run=gs://bucket/runs/mine"])
+    place = RunPlace(recipe)
+    assert place.uploader is not None
+    assert (place.uploader.remote_backend_name, place.uploader.backend_kwargs) == ("gs", {"bucket": "bucket"})
+    place.uploader._run_name = "mine"
+    assert place.uploader._remote_file_name(".tried") == "runs/mine/.tried"
+    assert place.uploader._remote_file_name("runs/mine/checkpoints/x") == "runs/mine/checkpoints/x"
+    (saver,) = place.checkpoint_saver()
+    assert saver.remote_file_name is not None
+    assert saver.remote_file_name.filename == "runs/mine/checkpoints/ep{epoch}-ba{batch}-rank{rank}.pt"
+    assert "://" not in place.recipe["save_folder"]
