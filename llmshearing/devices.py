@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import abc
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,6 +43,18 @@ def fsdp_version() -> int:
     if version not in ("1", "2"):
         raise InputError(f"FSDP_VERSION is {version!r} in the environment; it must be 1 or 2, or unset (2).")
     return int(version)
+
+
+def samples_per_device(recipe: abc.Mapping[str, Any], num_devices: int) -> int:
+    """Sequences of a global batch on each device, of which groups of ``replication`` devices have the same ones."""
+    share: int = recipe["global_train_batch_size"] * replication(recipe) // num_devices
+    return share
+
+
+def replication(recipe: abc.Mapping[str, Any]) -> int:
+    """Devices that get the same sequences; what is no number of them the dataset itself refuses."""
+    ranks = (recipe["train_loader"].get("dataset") or {}).get("replication")
+    return ranks if isinstance(ranks, int) and ranks >= 1 else 1
 
 
 def parallelism(fsdp_config: dict[str, Any] | None) -> dict[str, Any] | None:

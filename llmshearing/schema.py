@@ -243,6 +243,8 @@ KEYS: dict[str, Key] = {
     "console_log_interval": Key(Time("ba"), "10ba", "how often"),
     "python_log_level": Key(Choice("debug", "info", "warning", "error", "critical"), "info", "of our own log"),
     "dry_run": Key(
-        Either(Boolean(), Mapping("{num_devices: 8}")), False, "check and estimate only; num_devices, device_tflops"
+        Either(Boolean(), Mapping("{num_devices: 8}")),
+        False,
+        "check and estimate only; num_devices, device_tflops, num_nodes",
     ),
 }  # fmt: skip

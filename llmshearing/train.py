@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llmshearing import environment
 from llmshearing.compute import write_training_compute
-from llmshearing.devices import check_device, parallelism
+from llmshearing.devices import check_device, parallelism, samples_per_device
 from llmshearing.dry_run.checks import Checked, check
 from llmshearing.dry_run.parts import Findings, check_length, open_data, teacher_shape
 from llmshearing.dry_run.report import dry_run
@@ -192,7 +192,7 @@ def _build_data(
     """
     train_loader, evaluators = None, []
     with findings.collect():
-        batch_size = recipe["global_train_batch_size"] // dist.get_world_size()
+        batch_size = samples_per_device(recipe, dist.get_world_size())
         train_loader = _build(recipe, "train_loader", tokenizer=tokenizer, device_batch_size=batch_size)
         check_length(train_loader.dataloader.dataset, recipe["max_seq_len"])
         evaluators = build_recipe_evaluators(recipe, train_loader.dataloader.dataset.domains, tokenizer)

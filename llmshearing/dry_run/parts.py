@@ -18,7 +18,7 @@ from llmshearing.architecture.families import FAMILIES
 from llmshearing.architecture.shapes import ModelShape
 from llmshearing.data.callback import DynamicBatchLoading
 from llmshearing.data.dataset import DynamicStreamingDataset
-from llmshearing.devices import parallelism
+from llmshearing.devices import parallelism, samples_per_device
 from llmshearing.errors import InputError, one_line
 from llmshearing.evaluators import build_recipe_evaluators, eval_folders, updates_proportions
 from llmshearing.models.llama import ComposerLlama
@@ -214,6 +214,7 @@ class Data:
     sequences: dict[str, int]  # of training, by domain
     shares: dict[str, float]  # of the first round
     eval_sequences: int
+    train: DynamicStreamingDataset
 
 
 def open_data(recipe: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None, findings: Findings) -> Data | None:
@@ -234,7 +235,7 @@ def open_data(recipe: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | No
     findings.absent += absent
     if absent:
         return None
-    batch_size = max(1, recipe["global_train_batch_size"] // dist.get_world_size())
+    batch_size = max(1, samples_per_device(recipe, dist.get_world_size()))
     train = build("train_loader", name, loader, tokenizer=tokenizer, device_batch_size=batch_size).dataloader.dataset
     assert isinstance(train, DynamicStreamingDataset)
     try:
@@ -245,7 +246,7 @@ def open_data(recipe: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | No
         train.unlink()
     evaluators = build_recipe_evaluators(recipe, sequences, tokenizer)
     evaluation: list[Any] = [each.dataloader.dataloader for each in evaluators]
-    return Data(sequences, shares, sum(len(loader.dataset) for loader in evaluation))
+    return Data(sequences, shares, sum(len(loader.dataset) for loader in evaluation), train)
 
 
 def check_length(dataset: DynamicStreamingDataset, max_seq_len: int) -> None:

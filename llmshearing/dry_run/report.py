@@ -21,10 +21,16 @@ from llmshearing.devices import check_device
 from llmshearing.dry_run import estimates, parts, schedule
 from llmshearing.dry_run.checks import check
 from llmshearing.dry_run.parts import Data, Findings
-from llmshearing.errors import unknown_name
+from llmshearing.dry_run.transfers import download_lines
+from llmshearing.errors import InputError, unknown_name
 from llmshearing.schema import Number, unfit
 
-_PLANNED = {"num_devices": Number(1, 10**7), "device_tflops": Number(1e-6, 1e6, whole=False)}
+_PLANNED = {
+    "num_devices": Number(1, 10**7),
+    "device_tflops": Number(1e-6, 1e6, whole=False),
+    "num_nodes": Number(1, 10**6),
+}
+_DEVICES_OF_A_NODE = 8
 
 
 @dataclass(frozen=True)
@@ -35,24 +41,35 @@ class Devices:
         num_devices: how many.
         device_tflops: 10^12 floating-point operations per second that one really does, not its peak: 150 is about half
             of an A100's peak in bfloat16.
+        num_nodes: how many nodes they are on, as many on each.
     """
 
     num_devices: int
     device_tflops: float = 150.0
+    num_nodes: int = 1
 
     @classmethod
     def from_recipe(cls, value: bool | Mapping[str, Any]) -> Self:
-        """From ``dry_run: true`` or ``dry_run: {num_devices, device_tflops}``.
+        """From ``dry_run: true`` or ``dry_run: {num_devices, device_tflops, num_nodes}``.
 
         Raises:
-            InputError: an unknown key, or a number that is not above 0.
+            InputError: an unknown key, a number that is not above 0, or devices that nodes cannot share evenly.
         """
-        settings = {"num_devices": dist.get_world_size(), **(value if isinstance(value, Mapping) else {})}
+        given = value if isinstance(value, Mapping) else {}
+        settings = {"num_devices": dist.get_world_size(), **given}
         for key, number in settings.items():
             if key not in _PLANNED:
                 raise unknown_name("key in dry_run", key, _PLANNED)
             if not _PLANNED[key].fits(number):
                 raise unfit(f"dry_run.{key}", number, _PLANNED[key])
+        devices, nodes = settings["num_devices"], settings.get("num_nodes", 1)
+        if devices % nodes:
+            raise InputError(
+                f"dry_run.num_nodes: {nodes} nodes cannot share {devices} devices evenly. Set it to a divisor of them."
+            )
+        if "num_nodes" not in settings:  # those of this run, or where others are planned for of eight devices each
+            here = dist.get_world_size() // dist.get_local_world_size()
+            settings["num_nodes"] = -(-devices // _DEVICES_OF_A_NODE) if "num_devices" in given else here
         return cls(**settings)
 
 
@@ -94,6 +111,8 @@ def describe(recipe: dict[str, Any], devices: Devices, findings: Findings) -> li
         share = target.num_parameters() / source.num_parameters()
         lines += [f"target      {target}: {target.num_parameters():,} parameters, {share:.1%} of the model"]
     lines += _data_lines(data, recipe, checked.duration)
+    if data is not None:
+        lines += download_lines(data.train, checked.duration, nodes=devices.num_nodes)
     return lines + _cost_lines(source, recipe, checked.duration, devices, data, checked.teacher)
 
 

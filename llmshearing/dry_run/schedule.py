@@ -83,15 +83,16 @@ def _pruning_problems(pruning: dict[str, Any], recipe: dict[str, Any], duration:
 
 def _batch_problems(recipe: dict[str, Any], num_devices: int) -> Iterator[str]:
     batch, microbatch = recipe["global_train_batch_size"], recipe["device_train_microbatch_size"]
-    if batch % num_devices:
+    share, groups = devices.samples_per_device(recipe, num_devices), num_devices // devices.replication(recipe)
+    if batch % max(1, groups):
         yield (
-            f"global_train_batch_size is {batch}, which {num_devices} devices cannot share evenly: "
-            f"choose a multiple of {num_devices}."
+            f"global_train_batch_size is {batch}, which {groups} devices cannot share evenly: "
+            f"choose a multiple of {groups}."
         )
-    elif microbatch != "auto" and microbatch > batch // num_devices:
+    elif microbatch != "auto" and microbatch > share:
         yield (
             f"device_train_microbatch_size is {microbatch}, but each of {num_devices} devices gets only "
-            f"{batch // num_devices} of {batch} sequences: lower it, or use fewer devices."
+            f"{share} of {batch} sequences: lower it, or use fewer devices."
         )
 
 
