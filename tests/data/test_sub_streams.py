@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from itertools import islice
@@ -17,6 +18,7 @@ from streaming.base.world import World
 from llmshearing.data.dataset import DynamicStreamingDataset
 from llmshearing.data.loaders import build_dynamic_streaming_dataloader
 from llmshearing.data.start import order_of
+from llmshearing.dry_run.transfers import download_lines
 from llmshearing.errors import InputError
 from tests.data.helpers import Numbers, mixes, numbers, open_dataset, train
 
@@ -178,6 +180,33 @@ def test_each_rank_of_a_group_counts_its_part(large: Path, monkeypatch: pytest.M
     found = [counts(rank) for rank in range(3)]
     assert sum(samples for samples, _ in found) == pytest.approx(4)
     assert sum(tokens for _, tokens in found) == 28
+
+
+def test_a_dry_run_says_what_nodes_download(large: Path, tmp_path: Path) -> None:
+    """As many bytes as the shards that are read, of which the halves of two nodes have hardly one in common."""
+    dataset = open_dataset(tmp_path / "a", **SETTINGS, remote=str(large))
+    dataset.rounds.hold()
+    plan, read = dataset.rounds.at(0), list[np.ndarray]()
+    for _ in range(8):
+        read.append(dataset.shards_of(dataset.order.sample_ids(plan, np.arange(plan.size))).reshape(-1, 2, BATCH // 2))
+        plan = plan.following()
+    sizes = np.array([shard.get_raw_size() for shard in dataset.shards])
+    nodes = [sizes[np.unique(np.concatenate(read)[:, node])].sum() / 1e9 for node in range(2)]
+    line = download_lines(dataset, 8 * INTERVAL, nodes=2)
+    assert len(line) == 1
+    form = r"download +at most (\S+) GB to each of 2 nodes .*, (\S+) GB on its disk: shards .* (\S+) times"
+    told = re.match(form, line[0])
+    assert told is not None
+    assert max(nodes) <= float(told[1]) * 1.01 < 1.1 * max(nodes)
+    assert told[1] == told[2]
+    assert 1 <= float(told[3]) < 1.2
+    assert "which several nodes download each: give each domain" in download_lines(dataset, 96, nodes=64)[1]
+    few = open_dataset(tmp_path / "b", **SETTINGS, remote=str(large), sub_streams=2, cache_limit="1gb")
+    lines = download_lines(few, 96, nodes=64)
+    assert "(cache_limit: 1.07 GB)" in lines[0]
+    assert "read in 2 parts" in lines[1]
+    assert lines[1].endswith("raise train_loader.dataset.sub_streams (2)")
+    assert download_lines(open_dataset(large, **SETTINGS), 96, nodes=2) == []
 
 
 @pytest.mark.parametrize(
