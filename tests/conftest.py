@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.forkserver import ForkServer
+from tests.object_store import Store, environment, serving
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -37,6 +38,15 @@ def forked() -> Iterator[ForkServer]:
     server = ForkServer()
     yield server
     server.close()
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """An empty object store with a bucket ``bucket``, that this process and those it starts find as ``s3://bucket``."""
+    with serving() as running:
+        for name, value in environment(running).items():
+            monkeypatch.setenv(name, value)
+        yield running
 
 
 @contextmanager
