@@ -29,9 +29,9 @@ class Cost:
 
 
 COSTS = {
-    "tokenizing": Cost(0.79e6, "tokens per second and core", "RedPajama's mix from text in memory, see below"),
-    "packing": Cost(40e6, "tokens per second, one core", "`prepare`, here"),
-    "text": Cost(4.0, "bytes of text per token", "RedPajama samples, here"),
+    "tokenizing": Cost(0.80e6, "tokens per second and core", "LLaMA's tokenizer on RedPajama's mix, here"),
+    "packing": Cost(65e6, "tokens per second, one core", "8.8 M tokens by `prepare.py`, here"),
+    "text": Cost(3.7, "bytes of text per token", "the same texts"),
     "token": Cost(2, "bytes per token, tokenized and packed", "the format, vocabularies of up to 65,536"),
     "loader": Cost(
         4000, "sequences of 2048 tokens per second and worker", "`python -m benchmarks.streaming_speed`, here"

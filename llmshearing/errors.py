@@ -113,7 +113,7 @@ def cli(main: Callable[..., None]) -> Callable[..., None]:
             sys.stderr.write(f"error: {error}\n")
             raise SystemExit(1) from None
         except Exception as error:
-            if (message := _about_input(error)) is None:
+            if (message := about_input(error)) is None:
                 raise
             log.debug("The error's traceback:", exc_info=True)
             sys.stderr.write(f"error: {one_line(message)}\n")
@@ -122,7 +122,7 @@ def cli(main: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
-def _about_input(error: Exception) -> str | None:
+def about_input(error: Exception) -> str | None:
     """The line for an error that is not the program's own mistake; ``None`` for those that are."""
     if isinstance(error, InputError):
         return str(error)

@@ -20,7 +20,7 @@ from llmshearing.devices import fsdp_version
 from llmshearing.environment import versions
 from llmshearing.errors import InputError, LostError, one_line
 from llmshearing.fileio import digest_of_files
-from llmshearing.together import node_name, of_all, several
+from llmshearing.together import node_name, of_leaders, several
 from llmshearing.unfinished import batch_of, checkpoints
 
 log = logging.getLogger(__name__)
@@ -98,15 +98,7 @@ def check_alike(recipe: Mapping[str, Any]) -> None:
     """
     if not several():
         return
-    settings = _flat(recipe)
-    contents = {f"'{value}' ({key})": _content(value) for key, value in settings.items() if key not in _PLACES}
-    facts = {
-        **{f"The recipe's {key}": repr(value) for key, value in settings.items()},
-        "The environment's FSDP_VERSION": str(fsdp_version()),
-        **{f"The version of {package}": found for package, found in versions().items()},
-        **{what: content for what, content in contents.items() if content is not None},
-    }
-    (first, expected), *others = of_all((node_name(), facts))
+    (first, expected), *others = of_leaders(lambda: (node_name(), _facts(recipe)))
     for node, found in others:
         for what in (*expected, *(found.keys() - expected.keys())):
             if expected.get(what) != found.get(what):
@@ -115,6 +107,18 @@ def check_alike(recipe: Mapping[str, Any]) -> None:
                     f"{what} is {here} on {node}, but {there} on {first}. Give all nodes the same recipe, files and "
                     "versions."
                 )
+
+
+def _facts(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """What is to be alike, by what a message calls it."""
+    settings = _flat(recipe)
+    contents = {f"'{value}' ({key})": _content(value) for key, value in settings.items() if key not in _PLACES}
+    return {
+        **{f"The recipe's {key}": repr(value) for key, value in settings.items()},
+        "The environment's FSDP_VERSION": str(fsdp_version()),
+        **{f"The version of {package}": found for package, found in versions().items()},
+        **{what: content for what, content in contents.items() if content is not None},
+    }
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
@@ -161,7 +165,7 @@ def check_disks(save_folder: Path, *, sharded: bool, autoresume: bool) -> None:
             "only its own part of every checkpoint. Put it on a disk that all nodes share, or set "
             "fsdp_config.state_dict_type to full."
         )
-    found = of_all((node_name(), max((batch_of(path) for path in checkpoints(save_folder)), default=-1)))
+    found = of_leaders(lambda: (node_name(), max(map(batch_of, checkpoints(save_folder)), default=-1)))
     latest = max(found, key=lambda each: each[1])
     if autoresume and latest[1] > found[0][1]:
         raise InputError(
@@ -185,12 +189,12 @@ def unshared(folder: Path) -> list[str]:
         token[0].touch()
     distributed.broadcast_object_list(token)
     assert token[0] is not None
+    path = token[0]
     try:
-        seen = int(os.environ.get("LOCAL_RANK", 0)) > 0 or _appears(token[0])
-        return [name for name, there in of_all((node_name(), seen)) if not there]
+        return [name for name, there in of_leaders(lambda: (node_name(), _appears(path))) if not there]
     finally:
         if rank == 0:
-            token[0].unlink()
+            path.unlink()
 
 
 def _appears(path: Path) -> bool:
@@ -211,7 +215,7 @@ def check_copies(path: str) -> None:
     Raises:
         InputError: it is not there on some, or another one.
     """
-    found = of_all((node_name(), _digest(Path(path))))
+    found = of_leaders(lambda: (node_name(), _digest(Path(path))))
     first, expected = found[0]
     for node, digest in found:
         if digest != expected:
@@ -226,11 +230,12 @@ def _digest(path: Path) -> str | None:
     """Of a checkpoint, without reading all of it; ``None`` where there is none."""
     digest = hashlib.blake2b(digest_size=16)
     try:
-        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-            with file.open("rb") as opened:
-                size = opened.seek(0, os.SEEK_END)
-                opened.seek(max(0, size - _TAIL))
-                digest.update(f"{file.name if path.is_dir() else ''} {size} ".encode() + opened.read())
+        if path.is_dir():
+            digest.update(str(sorted((file.name, file.stat().st_size) for file in path.iterdir())).encode())
+        with (path / ".metadata" if path.is_dir() else path).open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _TAIL))
+            digest.update(f"{size} ".encode() + file.read())
     except OSError:
         return None
     return digest.hexdigest()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import distributed
 
-from llmshearing.errors import InputError
+from llmshearing.errors import InputError, about_input
 
 
 def several() -> bool:
@@ -32,6 +32,12 @@ def of_all(value: Any) -> list[Any]:
     return found
 
 
+def of_leaders(value: Callable[[], Any]) -> list[Any]:
+    """The value of each node's first rank, by node; the others do no work."""
+    leader = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    return [found[0] for found in of_all([value()] if leader else []) if found]
+
+
 @contextmanager
 def together() -> Iterator[None]:
     """Let all ranks refuse what one of them refuses in this block, in which none may wait for another.
@@ -40,25 +46,31 @@ def together() -> Iterator[None]:
     hear of it at their next one.
 
     Raises:
-        InputError: this rank's own, or of a rank that has one, with the name of its node.
+        InputError: what a rank refuses, with the name of its node unless all refuse the same.
     """
     refused: Exception | None = None
     try:
         yield
     except (InputError, OSError) as error:
         refused = error
-    found = of_all(None if refused is None else (node_name(), str(refused)))
+    found = of_all(None if refused is None else (node_name(), str(about_input(refused))))
+    others = [each for each in found if each is not None]
+    if others and several() and len({text for _, text in others}) + (len(others) < len(found)) > 1:
+        raise InputError(f"On {others[0][0]}: {others[0][1]}") from refused
     if refused is not None:
         raise refused
-    for other in found:
-        if other is not None:
-            raise InputError(f"On {other[0]}: {other[1]}")
+    if others:
+        raise InputError(others[0][1])
 
 
 def problems_of_all(problems: list[str]) -> list[str]:
-    """The problems of all ranks, each once; with the name of the node where they are not those of every rank."""
+    """The problems of all ranks, each once; with the names of the nodes that have one, unless all do."""
     found = of_all(None if not problems else (node_name(), "\n".join(problems)))
-    if not several() or len(set(found)) == 1:
-        return problems or [line for other in found if other is not None for line in other[1].split("\n")]
-    lines = [f"on {other[0]}: {line}" for other in found if other is not None for line in other[1].split("\n")]
-    return list(dict.fromkeys(lines))
+    nodes: dict[str, list[str]] = {}
+    for node, lines in (each for each in found if each is not None):
+        for line in lines.split("\n"):
+            nodes.setdefault(line, []).append(node)
+    return [
+        line if len(having) == len(found) or not several() else f"On {', '.join(dict.fromkeys(having))}: {line}"
+        for line, having in nodes.items()
+    ]
