@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,10 +51,10 @@ def open_split(
 def _open_remote(url: str, split: str, cache: str | Path | None, vocab_size: int | None) -> dict[str, DomainDataset]:
     if cache is None:
         raise InputError(f"'{url}' is not on this machine. Give --cache FOLDER for what is fetched from there.")
-    root, manifest = url.rstrip("/"), os.path.join(cache, MANIFEST)
-    with opens(f"{root}/{MANIFEST}, which data_prep/prepare.py wrote"):
-        os.makedirs(cache, exist_ok=True)
-        Path(manifest).unlink(missing_ok=True)  # of another time
+    root = url.rstrip("/")
+    # Each rank fetches one for itself.
+    with opens(f"{root}/{MANIFEST}, which data_prep/prepare.py wrote"), tempfile.TemporaryDirectory() as folder:
+        manifest = os.path.join(folder, MANIFEST)
         CloudDownloader.direct_download(f"{root}/{MANIFEST}", manifest)
         domains = sorted(read_json(manifest)["domains"])
     return {

@@ -7,6 +7,7 @@ front of the import path, where it would hide the library of that name.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import textwrap
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from llmshearing.data_prep.word_cache import Encode, word_cache
+from llmshearing.data_prep.word_split import Words, of_sentencepiece, of_tokenizer, without_prefix
 from llmshearing.errors import InputError
 from llmshearing.models.hub import hub_options
 
@@ -40,12 +43,22 @@ class FastEncoder:
         self._backend.no_truncation()  # a tokenizer.json may carry its trainer's maximum length
         self._backend.no_padding()
         self._backend.encode_special_tokens = True
+        self._cache = word_cache(lambda: of_tokenizer(serialized), self._word_encoder, self.encode_whole)
 
     def __reduce__(self) -> tuple[type[FastEncoder], tuple[str]]:
         return FastEncoder, (self._serialized,)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return self.encode_whole(texts) if self._cache is None else self._cache.encode(texts)
+
+    def encode_whole(self, texts: Sequence[str]) -> list[list[int]]:
         return [item.ids for item in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def _word_encoder(self, words: Words) -> Encode:
+        if not words.marked:
+            return self.encode_whole
+        tokenize = self._backend.model.tokenize  # nothing but the model comes after spaces are written
+        return lambda words: [[token.id for token in tokenize(word)] for word in words]
 
 
 class SlowEncoder:
@@ -66,12 +79,23 @@ class SentencePieceEncoder:
 
         self._model = model
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self._cache = word_cache(lambda: of_sentencepiece(model), self._word_encoder, self.encode_whole)
 
     def __reduce__(self) -> tuple[type[SentencePieceEncoder], tuple[bytes]]:
         return SentencePieceEncoder, (self._model,)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return self.encode_whole(texts) if self._cache is None else self._cache.encode(texts)
+
+    def encode_whole(self, texts: Sequence[str]) -> list[list[int]]:
         return self._processor.encode(list(texts), num_threads=1)
+
+    def _word_encoder(self, words: Words) -> Encode:
+        import sentencepiece
+
+        return functools.partial(
+            sentencepiece.SentencePieceProcessor(model_proto=without_prefix(self._model)).encode, num_threads=1
+        )
 
 
 @dataclass(frozen=True)

@@ -84,13 +84,13 @@ def train_sentencepiece(lines: Iterator[str], *, vocab_size: int) -> bytes:
 def to_huggingface(model: bytes) -> PreTrainedTokenizerFast:
     """The same tokenizer for ``tokenizers``; gives the ids of the sentencepiece model for any text.
 
-    A BPE model applies the merge whose piece comes first in the vocabulary. Splitting words off before is exact, since
+    A BPE model applies the merge whose piece has the highest score. Splitting words off before is exact, since
     sentencepiece trained no piece with a space behind another character, and is many times faster on long documents.
     """
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     vocabulary = {processor.id_to_piece(index): index for index in range(processor.get_piece_size())}
     merges = []
-    for piece, index in vocabulary.items():
+    for piece, index in sorted(vocabulary.items(), key=lambda item: -processor.get_score(item[1])):
         if not (processor.is_byte(index) or processor.is_control(index) or processor.is_unknown(index)):
             halves = ((piece[:cut], piece[cut:]) for cut in range(1, len(piece)))
             known = [pair for pair in halves if pair[0] in vocabulary and pair[1] in vocabulary]

@@ -19,21 +19,17 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import distributed
 
 from llmshearing.downstream.evaluate import downstream
 from llmshearing.downstream.table import markdown, published_rows
 from llmshearing.errors import InputError, cli
 from llmshearing.fileio import check_file_can_be_written, write_json
 from llmshearing.following import say_next
+from llmshearing.ranks import joined, rank
 
 CACHE = "runs/downstream"
 
@@ -65,8 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if arguments.out is not None:
         check_file_can_be_written(arguments.out)
-    with_others = _join()
-    try:
+    with joined():
         found = downstream(
             arguments.models,
             arguments.suite,
@@ -77,15 +72,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             tokens=arguments.tokens,
             cache=arguments.cache,
         )
-        if not with_others or distributed.get_rank() == 0:
+        if rank() == 0:
             if arguments.out is not None:
                 write_json(arguments.out, {**found, "published": published_rows(found["tasks"])})
             sys.stdout.write(markdown(found))
             if arguments.out is not None and Path(arguments.out).name == "downstream.json":
                 say_next("python -m llmshearing.report {run}", run=Path(arguments.out).parent)
-    finally:
-        if with_others:
-            distributed.destroy_process_group()
 
 
 def _batch_size(given: str | None) -> Any:
@@ -95,20 +87,6 @@ def _batch_size(given: str | None) -> Any:
         return int(given)
     except ValueError as error:
         raise InputError(f"--batch-size is '{given}'; give a whole number, or auto.") from error
-
-
-def _join() -> bool:
-    """Join the processes that a launcher started with this one, each with a GPU of its own."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return False
-    gpu = torch.cuda.is_available()
-    if gpu:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    # One rank may find out alone that a large model's tensors are not finite; the others must not wait for ever.
-    distributed.init_process_group("nccl" if gpu else "gloo", timeout=timedelta(hours=2))
-    if distributed.get_rank() > 0:
-        logging.getLogger().setLevel(logging.WARNING)
-    return True
 
 
 if __name__ == "__main__":

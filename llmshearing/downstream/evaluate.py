@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import distributed
 
 from llmshearing.arguments import whole
 from llmshearing.downstream.cache import ResultCache
@@ -26,6 +25,7 @@ from llmshearing.downstream.table import average
 from llmshearing.downstream.tasks import SEED, LoadedTask, load_tasks, require_lm_eval
 from llmshearing.errors import InputError
 from llmshearing.models.loading import default_dtype
+from llmshearing.ranks import rank, shared, world_size
 
 log = logging.getLogger(__name__)
 
@@ -118,20 +118,6 @@ def _check(limit: int | None, batch_size: int | str | None, parallelize: bool) -
         raise InputError("--parallelize is for one process: leave it out, or start without a launcher.")
 
 
-def world_size() -> int:
-    """Processes that evaluate together."""
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-
-def _shared(value: Any) -> Any:
-    """What rank 0 has, on all ranks."""
-    if world_size() == 1:
-        return value
-    values = [value]
-    distributed.broadcast_object_list(values, src=0)
-    return values[0]
-
-
 def _results(
     model: Candidate,
     tasks: Sequence[LoadedTask],
@@ -143,8 +129,8 @@ def _results(
 ) -> dict[str, dict[str, Any]]:
     """By task, from the cache or computed."""
     keys = {task.name: _key(model, task, limit, dtype) for task in tasks} if kept and model.identity else {}
-    first = world_size() == 1 or distributed.get_rank() == 0
-    cached = _shared({name: kept.get(key) if kept else None for name, key in keys.items()} if first else None)
+    first = rank() == 0
+    cached = shared({name: kept.get(key) if kept else None for name, key in keys.items()} if first else None)
     found = {name: result for name, result in cached.items() if result is not None}
     if found:
         log.info("%s: %d of %d tasks are taken from the cache.", model.name, len(found), len(tasks))
@@ -213,7 +199,7 @@ def evaluate_task(lm: Any, task: LoadedTask, *, limit: int | None, errors: bool 
     with _in_process(), redirect_stdout(sys.stderr):  # lm-eval prints the batch size that it has found
         resamples = _RESAMPLES if errors else 0
         results = evaluate(lm, task.task_dict, limit=limit, bootstrap_iters=resamples, log_samples=False)
-    return dict(_shared(_result(results, task, time.monotonic() - begin) if results is not None else None))
+    return dict(shared(_result(results, task, time.monotonic() - begin) if results is not None else None))
 
 
 def _result(results: Any, task: LoadedTask, seconds: float) -> dict[str, Any]:

@@ -14,13 +14,13 @@ import itertools
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from llmshearing.errors import InputError
-from llmshearing.fileio import read_json
 from llmshearing.power_law import EXPONENT_RANGE, PowerLaw, fit_power_law
+from llmshearing.reference_loss.results import read
 
 log = logging.getLogger(__name__)
 
@@ -31,11 +31,12 @@ LARGEST = 1e30  # of a size or a loss; well beyond any
 
 @dataclass(frozen=True)
 class ModelLosses:
-    """One model's measured losses in nats per token, by domain."""
+    """One model's measured losses in nats per token, by domain, and digests of the data where they are known."""
 
     model: str
     num_parameters: int
     losses: dict[str, float]
+    digests: dict[str, str] = field(default_factory=dict)
 
 
 def _doubts(domain: str, measured: Sequence[ModelLosses], law: PowerLaw) -> list[str]:
@@ -89,6 +90,11 @@ def predict(measured: Sequence[ModelLosses], *, num_parameters: int) -> dict[str
                 f"'{entry.model}' has the domains {sorted(entry.losses)}, '{measured[0].model}' has {sorted(domains)}. "
                 "Evaluate all models on the same data."
             )
+    for domain in domains:
+        if len({entry.digests[domain] for entry in measured if domain in entry.digests}) > 1:
+            raise InputError(
+                f"The losses of domain '{domain}' are of different data. Evaluate all models on the same data."
+            )
     warnings = []
     if len(measured) == MIN_MODELS:
         warnings.append("Three models for three parameters: nothing is left over to tell how far the law is off.")
@@ -125,7 +131,7 @@ def read_losses(paths: Sequence[str | Path]) -> list[ModelLosses]:
     """
     measured = []
     for path in paths:
-        content = read_json(path)
+        content = read(path)
         if isinstance(content, dict):
             content = content.get("models", [content])
         if not isinstance(content, list):
@@ -148,4 +154,5 @@ def _model_losses(entry: Any, path: str | Path) -> ModelLosses:
     if entry["num_parameters"] < 1:
         raise InputError(f"'{path}': 'num_parameters' of '{name}' must be at least 1, not {entry['num_parameters']!r}.")
     losses = {str(domain): float(loss) for domain, loss in entry["losses"].items()}
-    return ModelLosses(name, int(entry["num_parameters"]), losses)
+    digests = entry.get("digests")
+    return ModelLosses(name, int(entry["num_parameters"]), losses, digests if isinstance(digests, dict) else {})
