@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from torch import distributed
 
 from llmshearing.devices import fsdp_version
 from llmshearing.environment import versions
 from llmshearing.errors import InputError, LostError, one_line
 from llmshearing.fileio import digest_of_files
+from llmshearing.ranks import rank, shared
 from llmshearing.together import node_name, of_leaders, several
 from llmshearing.unfinished import batch_of, checkpoints
 
@@ -172,7 +172,7 @@ def check_disks(save_folder: Path, *, sharded: bool, autoresume: bool) -> None:
             f"The newest checkpoint in save_folder '{save_folder}' is that of batch {latest[1]} on {latest[0]}, but "
             f"the run would go on from the disk of {found[0][0]}. Copy it there, or start that node as the first."
         )
-    if distributed.get_rank() == 0:
+    if rank() == 0:
         log.warning(
             "save_folder '%s' is on another disk on %s. This node alone has the checkpoints: to go on from one, copy "
             "it to the same path of every node first.",
@@ -182,18 +182,13 @@ def check_disks(save_folder: Path, *, sharded: bool, autoresume: bool) -> None:
 
 def unshared(folder: Path) -> list[str]:
     """The nodes on which ``folder``, made by the first rank, is another one than there."""
-    rank = int(os.environ.get("RANK", 0))
-    token = [folder / f".shared-{secrets.token_hex(8)}" if rank == 0 else None]
-    if rank == 0:
-        assert token[0] is not None
-        token[0].touch()
-    distributed.broadcast_object_list(token)
-    assert token[0] is not None
-    path = token[0]
+    path = shared(folder / f".shared-{secrets.token_hex(8)}")
+    if rank() == 0:
+        path.touch()
     try:
         return [name for name, there in of_leaders(lambda: (node_name(), _appears(path))) if not there]
     finally:
-        if rank == 0:
+        if rank() == 0:
             path.unlink()
 
 

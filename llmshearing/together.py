@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import distributed
-
 from llmshearing.errors import InputError, about_input
+from llmshearing.ranks import gathered
 
 
 def several() -> bool:
@@ -23,19 +22,10 @@ def node_name() -> str:
     return f"node {os.environ.get('NODE_RANK', 0)} ('{socket.gethostname()}')"
 
 
-def of_all(value: Any) -> list[Any]:
-    """Everybody's value, by rank."""
-    if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
-        return [value]
-    found: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(found, value)
-    return found
-
-
 def of_leaders(value: Callable[[], Any]) -> list[Any]:
     """The value of each node's first rank, by node; the others do no work."""
     leader = int(os.environ.get("LOCAL_RANK", 0)) == 0
-    return [found[0] for found in of_all([value()] if leader else []) if found]
+    return [found[0] for found in gathered([value()] if leader else []) if found]
 
 
 @contextmanager
@@ -53,7 +43,7 @@ def together() -> Iterator[None]:
         yield
     except (InputError, OSError) as error:
         refused = error
-    found = of_all(None if refused is None else (node_name(), str(about_input(refused))))
+    found = gathered(None if refused is None else (node_name(), str(about_input(refused))))
     others = [each for each in found if each is not None]
     if others and several() and len({text for _, text in others}) + (len(others) < len(found)) > 1:
         raise InputError(f"On {others[0][0]}: {others[0][1]}") from refused
@@ -65,7 +55,7 @@ def together() -> Iterator[None]:
 
 def problems_of_all(problems: list[str]) -> list[str]:
     """The problems of all ranks, each once; with the names of the nodes that have one, unless all do."""
-    found = of_all(None if not problems else (node_name(), "\n".join(problems)))
+    found = gathered(None if not problems else (node_name(), "\n".join(problems)))
     nodes: dict[str, list[str]] = {}
     for node, lines in (each for each in found if each is not None):
         for line in lines.split("\n"):
