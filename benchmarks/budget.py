@@ -29,12 +29,14 @@ class Cost:
 
 
 COSTS = {
-    "tokenizing": Cost(0.80e6, "tokens per second and core", "LLaMA's tokenizer on RedPajama's mix, here"),
+    "tokenizing": Cost(2.5e6, "tokens per second and core", "LLaMA's tokenizer on RedPajama's mix, here"),
     "packing": Cost(65e6, "tokens per second, one core", "8.8 M tokens by `prepare.py`, here"),
     "text": Cost(3.7, "bytes of text per token", "the same texts"),
     "token": Cost(2, "bytes per token, tokenized and packed", "the format, vocabularies of up to 65,536"),
     "loader": Cost(
-        4000, "sequences of 2048 tokens per second and worker", "`python -m benchmarks.streaming_speed`, here"
+        2900,
+        "sequences of 2048 tokens per second and worker",
+        "`python -m benchmarks.streaming_speed`, on a busy machine",
     ),
     "amplification": Cost(math.inf, "of a node's share of the data that it fetches", "all nodes read all shards"),
     "peak": Cost(989e12, "FLOP/s of an H100, bfloat16, dense", "data sheet"),
