@@ -71,6 +71,12 @@ def parallelism(fsdp_config: dict[str, Any] | None) -> dict[str, Any] | None:
     return {"fsdp": FSDP2Config(**fsdp_config)}
 
 
+def sharded(fsdp_config: dict[str, Any] | None) -> bool:
+    """Whether every rank writes its own part of a checkpoint."""
+    default = "sharded" if fsdp_version() == 2 else "full"
+    return fsdp_config is not None and fsdp_config.get("state_dict_type", default) == "sharded"
+
+
 def problems(recipe: dict[str, Any], *, num_devices: int) -> Iterator[str]:
     """What the devices of this run, or ``num_devices`` planned for, cannot do; each message names the remedy."""
     if (problem := init_device_problem(recipe, num_devices)) is not None:

@@ -20,9 +20,9 @@ from composer.utils.reproducibility import seed_all
 from omegaconf import OmegaConf
 from transformers import PreTrainedTokenizerBase
 
-from llmshearing import environment
+from llmshearing import environment, nodes
 from llmshearing.compute import write_training_compute
-from llmshearing.devices import check_device, parallelism, samples_per_device
+from llmshearing.devices import check_device, parallelism, samples_per_device, sharded
 from llmshearing.dry_run.checks import Checked, check
 from llmshearing.dry_run.parts import Findings, check_length, open_data, teacher_shape
 from llmshearing.dry_run.report import dry_run
@@ -38,16 +38,17 @@ from llmshearing.recipe import load_recipe
 from llmshearing.registry import build
 from llmshearing.resume import Start, find_start
 from llmshearing.run_folder import claim
+from llmshearing.together import problems_of_all, several, together
 from llmshearing.tokenizer import load_tokenizer
-from llmshearing.unfinished import checkpoints
+from llmshearing.unfinished import checkpoints, newest_checkpoint
 
 log = logging.getLogger("llmshearing.train")  # also where the module is run, as __main__
 
 # Recipe keys that are the Trainer's own arguments of the same name.
 _PASSED_ON = (
     "run_name", "seed", "max_duration", "eval_interval", "compile_config", "save_folder", "save_interval",
-    "save_num_checkpoints_to_keep", "save_overwrite", "load_path", "load_weights_only", "autoresume", "device",
-    "dist_timeout", "log_to_console", "console_log_interval",
+    "save_num_checkpoints_to_keep", "save_overwrite", "device", "dist_timeout",
+    "log_to_console", "console_log_interval",
 )  # fmt: skip
 
 
@@ -67,9 +68,13 @@ def build_trainer(recipe: dict[str, Any]) -> Trainer | None:
     """
     check_device(recipe["device"])
     device = get_device(recipe["device"])
+    nodes.choose_interface()
     dist.initialize_dist(device, timeout=recipe["dist_timeout"])
     findings = Findings()
-    checked = check(recipe, num_devices=dist.get_world_size(), findings=findings)
+    nodes.check_alike(recipe)
+    with together():
+        checked = check(recipe, num_devices=dist.get_world_size(), findings=findings)
+    findings.problems = problems_of_all(findings.problems)
     if findings.problems:  # say at once what is wrong with the data, too
         with findings.collect():
             open_data(recipe, checked.tokenizer, findings)
@@ -97,6 +102,10 @@ def build_trainer(recipe: dict[str, Any]) -> Trainer | None:
         progress_bar=False,  # of which a log file shows nothing
         device_train_microbatch_size=_microbatch_size(recipe["device_train_microbatch_size"], device.name),
         parallelism_config=parallelism(recipe["fsdp_config"]),
+        load_path=start.path,
+        load_weights_only=start.weights_only,
+        # On a disk that is found above: Composer's own search has all nodes write and remove one file there.
+        autoresume=recipe["autoresume"] and "://" in recipe["save_folder"],
         precision="fp32" if device.name == "cpu" and recipe["precision"] == "amp_bf16" else recipe["precision"],
         **{key: recipe[key] for key in _PASSED_ON},
     )
@@ -149,16 +158,18 @@ def train(recipe: dict[str, Any]) -> None:
     try:
         with naming(recipe["save_folder"]), cpu_autocast(recipe["precision"], trainer.state.device.name):
             trainer.fit()
-    except RuntimeError as error:
-        if "PytorchStreamWriter failed" not in str(error):  # which is all that torch says of a full disk
-            raise
+    except BaseException as error:
+        trainer.engine.close()  # the Trainer's own would wait for other ranks, which may be gone
+        if not isinstance(error, RuntimeError) or "PytorchStreamWriter failed" not in str(error):
+            raise  # but for all that torch says of a full disk
         raise InputError(
             f"A checkpoint could not be written to '{recipe['save_folder']}': {one_line(error)[:200]}. Free some space "
             "there and run the command again."
         ) from error
-    finally:
-        trainer.close()
+    trainer.close()
     if dist.get_global_rank() == 0:
+        if sharded(recipe["fsdp_config"]) and "://" not in recipe["save_folder"]:
+            newest_checkpoint(Path(recipe["save_folder"]))  # of Composer's ranks each removes the link that one makes
         log.info("Next: %s", _next(recipe))
 
 
@@ -172,13 +183,25 @@ def _next(recipe: dict[str, Any]) -> str:
 
 
 def _start(recipe: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Start:
-    """Take the run's folder and choose the checkpoint to start from, on rank 0 for all."""
+    """Take the run's folder and choose the checkpoint to start from, on rank 0 for all.
+
+    Raises:
+        InputError: on all ranks, see :func:`find_start`; or nodes whose disks differ.
+    """
     chosen: list[Start | None] = [None]
-    if dist.get_global_rank() == 0:
-        claim(Path(recipe["save_folder"]).parent)
-        chosen = [find_start(recipe, shapes)]
+    folder = Path(recipe["save_folder"])
+    with together():
+        if dist.get_global_rank() == 0:
+            claim(folder.parent)
+    if several():
+        nodes.check_disks(folder, sharded=sharded(recipe["fsdp_config"]), autoresume=recipe["autoresume"])
+    with together():
+        if dist.get_global_rank() == 0:
+            chosen = [find_start(recipe, shapes)]
     dist.broadcast_object_list(chosen)  # nobody looks for checkpoints before
     assert chosen[0] is not None
+    if several() and chosen[0].path is not None and "://" not in chosen[0].path:
+        nodes.check_copies(chosen[0].path)
     return chosen[0]
 
 
@@ -196,6 +219,7 @@ def _build_data(
         train_loader = _build(recipe, "train_loader", tokenizer=tokenizer, device_batch_size=batch_size)
         check_length(train_loader.dataloader.dataset, recipe["max_seq_len"])
         evaluators = build_recipe_evaluators(recipe, train_loader.dataloader.dataset.domains, tokenizer)
+    findings.problems = problems_of_all(findings.problems)
     findings.refuse()
     return train_loader, evaluators
 
@@ -255,7 +279,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if recipe["dry_run"]:
         dry_run(recipe)
     else:
-        train(recipe)
+        with nodes.lost_contact():
+            train(recipe)
 
 
 if __name__ == "__main__":

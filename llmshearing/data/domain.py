@@ -15,6 +15,7 @@ from llmshearing.data.opening import process_group
 from llmshearing.data.shards import ShardBounds, check_index
 from llmshearing.data.tokens import TokenDecoder, check_columns
 from llmshearing.errors import InputError
+from llmshearing.together import together
 
 
 class DomainDataset(Dataset):
@@ -45,7 +46,7 @@ class DomainDataset(Dataset):
         vocab_size: int | None = None,
         validate_hash: str | None = None,
     ) -> None:
-        with opens(f"domain '{domain}' in {local!r}, remote {remote!r}"):
+        with together(), opens(f"domain '{domain}' in {local!r}, remote {remote!r}"):
             stream = Stream(
                 local=local,
                 remote=remote,
@@ -56,11 +57,10 @@ class DomainDataset(Dataset):
             )
             check_index(stream)
             self._shards = stream.get_shards(World.detect(), allow_unsafe_types=False)
-        with process_group():
+        with process_group(), together():
             if dist.get_local_rank() == 0:
                 for shard in self._shards:
                     fetch(stream, shard)
-            dist.barrier()
         sizes = np.array([shard.samples for shard in self._shards], np.int64)
         if not sizes.sum():
             raise InputError(
