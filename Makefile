@@ -123,6 +123,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint launch/Dockerfile
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -10,6 +10,7 @@ Three measures, on data that is written for the purpose:
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import gc
 import json
@@ -29,6 +30,7 @@ from streaming import MDSWriter, Stream, StreamingDataLoader, StreamingDataset
 
 from llmshearing.data.dataset import DynamicStreamingDataset
 from llmshearing.data.loaders import DynamicDataLoader
+from llmshearing.data.plan import shuffled_places
 
 DOMAINS = ("code", "web", "books")
 SEQ_LEN = 2048
@@ -179,8 +181,9 @@ def measure_scale(root: Path, *, shards: int = 4000) -> None:
         opened, open_peak, dataset = cost(functools.partial(DynamicStreamingDataset, **settings, batch_size=BATCH))
 
         def plan(dataset: DynamicStreamingDataset = dataset) -> Any:
-            dataset._orders.clear()  # a new process knows no order yet
-            first = dataset.rounds.at(0)
+            dataset.order.orders[0]._passes.clear()  # a new process knows no order yet
+            shuffled_places.cache_clear()
+            first = dataclasses.replace(dataset.rounds.at(0))  # nor a layout
             return dataset._sample_ids(first, np.arange(first.size))
 
         planned, plan_peak, _ = cost(plan)

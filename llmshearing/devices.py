@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import abc
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,6 +45,18 @@ def fsdp_version() -> int:
     return int(version)
 
 
+def samples_per_device(recipe: abc.Mapping[str, Any], num_devices: int) -> int:
+    """Sequences of a global batch on each device, of which groups of ``replication`` devices have the same ones."""
+    share: int = recipe["global_train_batch_size"] * replication(recipe) // num_devices
+    return share
+
+
+def replication(recipe: abc.Mapping[str, Any]) -> int:
+    """Devices that get the same sequences; what is no number of them the dataset itself refuses."""
+    ranks = (recipe["train_loader"].get("dataset") or {}).get("replication")
+    return ranks if isinstance(ranks, int) and ranks >= 1 else 1
+
+
 def parallelism(fsdp_config: dict[str, Any] | None) -> dict[str, Any] | None:
     """The Trainer's ``parallelism_config``.
 
@@ -56,6 +69,12 @@ def parallelism(fsdp_config: dict[str, Any] | None) -> dict[str, Any] | None:
         return {"fsdp": dict(fsdp_config)}
     _check_settings("fsdp_config", fsdp_config, _FSDP2)
     return {"fsdp": FSDP2Config(**fsdp_config)}
+
+
+def sharded(fsdp_config: dict[str, Any] | None) -> bool:
+    """Whether every rank writes its own part of a checkpoint."""
+    default = "sharded" if fsdp_version() == 2 else "full"
+    return fsdp_config is not None and fsdp_config.get("state_dict_type", default) == "sharded"
 
 
 def problems(recipe: dict[str, Any], *, num_devices: int) -> Iterator[str]:

@@ -16,16 +16,21 @@ from llmshearing.report.records import ENVIRONMENTS, read_environments
 _PACKAGES = ("llmshearing", "torch", "mosaicml", "mosaicml-streaming", "transformers", "flash-attn")
 
 
-def environment(world_size: int) -> dict[str, Any]:
-    """Versions of what computes, and the devices of this process' host; says nothing about who runs it or where."""
-    versions = {}
+def versions() -> dict[str, str]:
+    """Of the packages that compute, those that are installed."""
+    found = {}
     for package in _PACKAGES:
         try:
-            versions[package] = version(package)
+            found[package] = version(package)
         except PackageNotFoundError:  # flash-attn is an extra
             continue
+    return found
+
+
+def environment(world_size: int) -> dict[str, Any]:
+    """Versions of what computes, and the devices of this process' host; says nothing about who runs it or where."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
-    return {"python": platform.python_version(), **versions, "device": device, "processes": world_size}
+    return {"python": platform.python_version(), **versions(), "device": device, "processes": world_size}
 
 
 def record(folder: str | Path, world_size: int) -> None:

@@ -48,6 +48,14 @@ class UntrustedError(InputError):
     """A file would have to run code to be read."""
 
 
+class IncompleteError(InputError):
+    """Some of the files of one thing are not here."""
+
+
+class LostError(RuntimeError):
+    """Other processes of the same run are gone. Nobody's input is wrong, and the command can be started again."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     """The error for a name that is not one of ``known``: suggests the nearest one and lists all."""
     known = sorted(known)
@@ -88,8 +96,8 @@ def cli(main: Callable[..., None]) -> Callable[..., None]:
     """Wrap a command's ``main``: what the user or the machine got wrong is one line on stderr and exit code 2.
 
     That is an :class:`InputError`, an ``OSError`` (a full disk, a file that may not be read, no network) and a file
-    that a library finds damaged. Ctrl-C is exit code 130. Anything else is a mistake of the program and keeps its
-    traceback; the others have theirs in the log at level debug.
+    that a library finds damaged. Ctrl-C is exit code 130. A :class:`LostError` is one line and exit code 1. Anything
+    else is a mistake of the program and keeps its traceback; the others have theirs in the log at level debug.
     """
 
     @functools.wraps(main)
@@ -100,8 +108,12 @@ def cli(main: Callable[..., None]) -> Callable[..., None]:
             log.debug("Interrupted.", exc_info=True)
             sys.stderr.write("interrupted\n")
             raise SystemExit(130) from None
+        except LostError as error:
+            log.debug("The error's traceback:", exc_info=True)
+            sys.stderr.write(f"error: {error}\n")
+            raise SystemExit(1) from None
         except Exception as error:
-            if (message := _about_input(error)) is None:
+            if (message := about_input(error)) is None:
                 raise
             log.debug("The error's traceback:", exc_info=True)
             sys.stderr.write(f"error: {one_line(message)}\n")
@@ -110,7 +122,7 @@ def cli(main: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
-def _about_input(error: Exception) -> str | None:
+def about_input(error: Exception) -> str | None:
     """The line for an error that is not the program's own mistake; ``None`` for those that are."""
     if isinstance(error, InputError):
         return str(error)

@@ -12,10 +12,10 @@ from composer.core import Time
 
 from llmshearing.convert.checkpoint import Checkpoint
 from llmshearing.convert.commands import open_checkpoint
-from llmshearing.devices import fsdp_version
+from llmshearing.devices import sharded
 from llmshearing.errors import InputError
 from llmshearing.registry import COMPONENTS, resolve
-from llmshearing.unfinished import checkpoints, newest_checkpoint
+from llmshearing.unfinished import batch_of, checkpoints, newest_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -28,12 +28,14 @@ class Start:
 
     Args:
         path: the checkpoint; ``None`` for none.
+        weights_only: whether nothing but its weights is taken.
         finished: whether that is the run's own and has all that the recipe asks for.
         saves_generation: whether checkpoints of the run may hold a generation config: what goes on from a sharded one
             must find there all that it saves itself, and those of earlier versions have none.
     """
 
     path: str | None
+    weights_only: bool = False
     finished: bool = False
     saves_generation: bool = True
 
@@ -72,7 +74,7 @@ def _check(
     _check_model(checkpoint, shapes, "save_folder" if own else "load_path")
     if not own and recipe["load_weights_only"]:
         _check_free(folder, recipe, 0)
-        return Start(path)
+        return Start(path, weights_only=True)
     times = _times(checkpoint)
     if problems := list(_differences(checkpoint, recipe, times)):
         raise InputError(
@@ -96,7 +98,7 @@ def _check_free(folder: Path, recipe: dict[str, Any], batch: int) -> None:
     """Refuse a folder with checkpoints that this run would write again."""
     if recipe["save_overwrite"] or recipe["autoresume"]:
         return  # the latter goes on from the newest one, or there is none
-    later = [path for path in checkpoints(folder) if int(path.name.split("-")[1][2:]) > batch]
+    later = [path for path in checkpoints(folder) if batch_of(path) > batch]
     if later:
         raise InputError(
             f"save_folder '{folder}' holds '{later[0].name}' of another run. Set autoresume=true to go on with that, "
@@ -116,14 +118,12 @@ def _check_algorithms(checkpoint: Checkpoint) -> None:
 
 
 def _check_form(path: str, recipe: dict[str, Any]) -> None:
-    fsdp = recipe["fsdp_config"]
-    default = "sharded" if fsdp_version() == 2 else "full"
-    sharded = fsdp is not None and fsdp.get("state_dict_type", default) == "sharded"
-    if Path(path).is_dir() != sharded:
-        form, other = ("a folder", "one file") if not sharded else ("one file", "a folder, sharded")
+    folder = sharded(recipe["fsdp_config"])
+    if Path(path).is_dir() != folder:
+        form, other = ("a folder", "one file") if not folder else ("one file", "a folder, sharded")
         raise InputError(
             f"Checkpoint '{path}' is {form}, but this run's are {other}: set fsdp_config.state_dict_type to "
-            f"{'full' if sharded else 'sharded'}, as it was."
+            f"{'full' if folder else 'sharded'}, as it was."
         )
 
 

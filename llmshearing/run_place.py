@@ -15,31 +15,26 @@ import hashlib
 import logging
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from composer.callbacks import CheckpointSaver
+from composer.core import State
 from composer.utils import dist
 
 from llmshearing import storage
 from llmshearing.copies import fetch, followed, name_of, parent_of
-from llmshearing.errors import InputError, UntrustedError
+from llmshearing.errors import IncompleteError, InputError, UntrustedError
 from llmshearing.fileio import remove
 from llmshearing.run_folder import claim
-from llmshearing.unfinished import newest_checkpoint, newest_first
+from llmshearing.together import together
+from llmshearing.unfinished import checkpoints, newest_checkpoint, newest_first
 from llmshearing.uploader import Uploader
 
 log = logging.getLogger(__name__)
-
-# Recipe keys that are the Trainer's own arguments of the same name.
-_SETTINGS = (
-    "save_folder", "save_interval", "save_num_checkpoints_to_keep", "save_overwrite", "load_path", "load_weights_only",
-    "autoresume",
-)  # fmt: skip
 
 
 class RunPlace:
@@ -58,6 +53,7 @@ class RunPlace:
     def __init__(self, recipe: dict[str, Any]) -> None:
         save, load = recipe["save_folder"], recipe["load_path"]
         self.recipe, self.address, self.uploader = dict(recipe), None, None
+        self._own: str | None = None  # checkpoint that the run goes on from
         self._copies: list[Path] = []  # that this process has taken, and removes
         self._saves, self._loads, self._keep = save.rstrip("/"), load, recipe["save_num_checkpoints_to_keep"]
         if load is not None and storage.is_remote(load):
@@ -70,43 +66,54 @@ class RunPlace:
             self.uploader = Uploader(self.address, local.parent, local.name, keep=self._keep)
         self.folder = Path(self.recipe["save_folder"]).parent
 
-    def fetch(self) -> None:
-        """Take the run's folder, and bring what the run begins with to each node. For all ranks together.
+    def claim(self) -> None:
+        """Take the run's folder, and with an address the working copies of each node.
 
         Raises:
-            InputError: another process holds it; the store cannot be read or written, or holds checkpoints that the
-                run would write again; there is no room for a checkpoint.
+            InputError: another process holds it.
         """
-        chosen: list[Any] = [None]
         if dist.get_local_rank() == 0 and (self.address is not None or dist.get_global_rank() == 0):
             claim(self.folder)
             self._copies += [self.folder] if self.address is not None else []
-        if dist.get_global_rank() == 0 and self.address is not None:
-            chosen = [self._begin(self.address)]
+        if dist.get_local_rank() == 0 and self._loads != self.recipe["load_path"]:
+            copy = Path(self.recipe["load_path"]).parent
+            claim(copy)
+            self._copies.append(copy)
+
+    def fetch(self) -> None:
+        """Bring what the run begins with to each node. For all ranks together.
+
+        Raises:
+            InputError: on all ranks: the store cannot be read or written, or holds checkpoints that the run would
+                write again; there is no room for a checkpoint.
+        """
+        chosen: list[Any] = [None]
+        with together():
+            if dist.get_global_rank() == 0 and self.address is not None:
+                chosen = [self._begin(self.address)]
         dist.broadcast_object_list(chosen)
-        self._own: str | None = chosen[0]
-        if self.address is not None and dist.get_local_rank() == 0 and dist.get_global_rank() != 0:
+        self._own = chosen[0]
+        with together():
+            if dist.get_local_rank() == 0:
+                self._fetch_checkpoints()
+
+    def _fetch_checkpoints(self) -> None:
+        if self.address is not None and dist.get_global_rank() != 0:
             clear(self.folder)
             if self._own is not None:
                 fetch(f"{self._saves}/{self._own}", Path(self.recipe["save_folder"]) / self._own)
-        loads = self._loads if self._loads != self.recipe["load_path"] and self._own is None else None
-        if loads is not None and dist.get_local_rank() == 0:
+        if self._loads is not None and self._loads != self.recipe["load_path"] and self._own is None:
             target = Path(self.recipe["load_path"])
-            claim(target.parent)
-            self._copies.append(target.parent)
             clear(target.parent)
-            fetch(followed(loads), target)
-        dist.barrier()
+            fetch(followed(self._loads), target)
 
-    def trainer_settings(self) -> dict[str, Any]:
-        """What the Trainer is given of the recipe for saving and loading, once :meth:`fetch` is done."""
-        settings = {key: self.recipe[key] for key in _SETTINGS}
-        if self.address is None:
-            return settings
+    def here(self, start: str | None) -> str | None:
+        """Where on this node the checkpoint is that rank 0 has at ``start``: ``TMPDIR`` may differ between nodes."""
+        if start is None or (self.address is None and self._loads == self.recipe["load_path"]):
+            return start
         if self._own is not None:
-            settings |= {"load_path": str(Path(self.recipe["save_folder"]) / self._own), "load_weights_only": False}
-        # Composer would look for a checkpoint at rank 0's path on every node; TMPDIR may differ between them.
-        return {**settings, "autoresume": False}
+            return str(Path(self.recipe["save_folder"]) / self._own)
+        return str(self.recipe["load_path"]) if Path(start).name == name_of(self.recipe["load_path"]) else start
 
     @contextmanager
     def naming(self) -> Iterator[None]:
@@ -135,6 +142,14 @@ class RunPlace:
             num_checkpoints_to_keep=1,
         )
         return [saver]
+
+    def count_earlier_checkpoints(self, state: State) -> None:
+        """Of ``save_num_checkpoints_to_keep`` Composer counts only its process': every resume would leave one."""
+        found = reversed(checkpoints(Path(self.recipe["save_folder"])))
+        earlier = [str(path / "shards" if path.is_dir() else path) for path in found]
+        for callback in state.callbacks:
+            if isinstance(callback, CheckpointSaver):
+                callback.saved_checkpoints[:0] = earlier  # of a sharded one it removes the folder that the path is in
 
     def finish(self) -> None:
         """Wait until all is in the store, with the last records, and remove what is not to be kept there.
@@ -189,15 +204,19 @@ class RunPlace:
         """
         place, folder = f"{self._saves}/{name}", Path(self.recipe["save_folder"])
         fetch(place, folder / name)
-        with suppress(UntrustedError):  # which find_start says
-            if newest_checkpoint(folder) is None:
-                if name.endswith(".pt"):
-                    raise InputError(f"'{place}' is damaged. Move it away, and the run goes on from the one before it.")
-                log.warning("Removing '%s': the run ended while it was uploaded.", place)
-                storage.remove(place)
-                shutil.rmtree(folder)
-                return False
-        return True
+        try:
+            if newest_checkpoint(folder) is not None:
+                return True
+        except UntrustedError:  # which find_start says
+            return True
+        except IncompleteError:
+            pass
+        if name.endswith(".pt"):
+            raise InputError(f"'{place}' is damaged. Move it away, and the run goes on from the one before it.")
+        log.warning("Removing '%s': the run ended while it was uploaded.", place)
+        storage.remove(place)
+        remove(folder)
+        return False
 
 
 def working_copy(address: str, *of: str) -> Path:

@@ -245,6 +245,6 @@ KEYS: dict[str, Key] = {
     "dry_run": Key(
         Either(Boolean(), Mapping("{num_devices: 8}")),
         False,
-        "check and estimate only; num_devices, devices_per_node, device_tflops",
+        "check and estimate only; num_devices, device_tflops, num_nodes",
     ),
 }  # fmt: skip

@@ -9,22 +9,22 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from composer import Trainer
-from composer.callbacks import CheckpointSaver
 from composer.core import Evaluator
 from composer.utils import dist, get_device
 from composer.utils.reproducibility import seed_all
 from omegaconf import OmegaConf
 from transformers import PreTrainedTokenizerBase
 
-from llmshearing import environment
+from llmshearing import environment, nodes
 from llmshearing.compute import write_training_compute
 from llmshearing.copies import parent_of
-from llmshearing.devices import check_device, parallelism
+from llmshearing.devices import check_device, parallelism, samples_per_device, sharded
 from llmshearing.dry_run.checks import Checked, check
 from llmshearing.dry_run.parts import Findings, check_length, open_data, teacher_shape
 from llmshearing.dry_run.report import dry_run
@@ -40,8 +40,9 @@ from llmshearing.recipe import load_recipe
 from llmshearing.registry import build
 from llmshearing.resume import Start, find_start
 from llmshearing.run_place import RunPlace
+from llmshearing.together import problems_of_all, several, together
 from llmshearing.tokenizer import load_tokenizer
-from llmshearing.unfinished import checkpoints
+from llmshearing.unfinished import newest_checkpoint
 
 log = logging.getLogger("llmshearing.train")  # also where the module is run, as __main__
 
@@ -50,6 +51,7 @@ _PASSED_ON = (
     "run_name", "seed", "max_duration", "eval_interval", "compile_config", "device", "dist_timeout", "log_to_console",
     "console_log_interval",
 )  # fmt: skip
+_PLACED = ("save_folder", "save_interval", "save_num_checkpoints_to_keep", "save_overwrite")
 
 
 def build_trainer(recipe: dict[str, Any], place: RunPlace | None = None) -> Trainer | None:
@@ -70,9 +72,13 @@ def build_trainer(recipe: dict[str, Any], place: RunPlace | None = None) -> Trai
     place = place or RunPlace(recipe)
     check_device(recipe["device"])
     device = get_device(recipe["device"])
+    nodes.choose_interface()
     dist.initialize_dist(device, timeout=recipe["dist_timeout"])
     findings = Findings()
-    checked = check(recipe, num_devices=dist.get_world_size(), findings=findings)
+    nodes.check_alike(recipe)
+    with together():
+        checked = check(recipe, num_devices=dist.get_world_size(), findings=findings)
+    findings.problems = problems_of_all(findings.problems)
     if findings.problems:  # say at once what is wrong with the data, too
         with findings.collect():
             open_data(recipe, checked.tokenizer, findings)
@@ -100,15 +106,18 @@ def build_trainer(recipe: dict[str, Any], place: RunPlace | None = None) -> Trai
         progress_bar=False,  # of which a log file shows nothing
         device_train_microbatch_size=_microbatch_size(recipe["device_train_microbatch_size"], device.name),
         parallelism_config=parallelism(recipe["fsdp_config"]),
+        load_path=start.path,
+        load_weights_only=start.weights_only,
+        autoresume=False,  # found above: Composer's own search has all nodes write and remove one file there
         precision="fp32" if device.name == "cpu" and recipe["precision"] == "amp_bf16" else recipe["precision"],
         **{key: recipe[key] for key in _PASSED_ON},
-        **place.trainer_settings(),
+        **{key: place.recipe[key] for key in _PLACED},
     )
     trainer.logger.log_hyperparameters(_flat(recipe))
     if dist.get_global_rank() == 0:
         _note_compute(place.folder, recipe, checked, evaluators)
         if recipe["autoresume"]:
-            _count_earlier_checkpoints(trainer, Path(place.recipe["save_folder"]))
+            place.count_earlier_checkpoints(trainer.state)
     return trainer
 
 
@@ -129,14 +138,6 @@ def _note_compute(folder: Path, recipe: dict[str, Any], checked: Checked, evalua
     )
 
 
-def _count_earlier_checkpoints(trainer: Trainer, folder: Path) -> None:
-    """Of ``save_num_checkpoints_to_keep`` Composer counts only those of this process: every resume would leave one."""
-    earlier = [str(path / "shards" if path.is_dir() else path) for path in reversed(checkpoints(folder))]
-    for callback in trainer.state.callbacks:
-        if isinstance(callback, CheckpointSaver):
-            callback.saved_checkpoints[:0] = earlier  # of a sharded one it removes the folder that the path is in
-
-
 def train(recipe: dict[str, Any]) -> None:
     """Build and fit; the run's folder gets the resolved recipe, metrics and checkpoints.
 
@@ -154,30 +155,29 @@ def _train(recipe: dict[str, Any], place: RunPlace) -> None:
     trainer = build_trainer(recipe, place)
     if trainer is None:
         return
-    failed = True
     try:
         if dist.get_global_rank() == 0:
             write_text(place.folder / "recipe.yaml", OmegaConf.to_yaml(OmegaConf.create(recipe)))
             environment.record(place.folder, dist.get_world_size())
         with naming(recipe["save_folder"]), cpu_autocast(recipe["precision"], trainer.state.device.name):
             trainer.fit()
-        failed = False
-    except RuntimeError as error:
+    except BaseException as error:
+        trainer.engine.close()  # the Trainer's own would wait for other ranks, which may be gone
+        place.give_up()
         # Of a worker, the message holds its traceback.
-        if (shard := re.search(r"Shard '.*' cannot be fetched .*", str(error))) is not None:
+        if isinstance(error, RuntimeError) and (shard := re.search(r"Shard '.*' cannot be fetched .*", str(error))):
             raise InputError(shard[0]) from error
-        if "PytorchStreamWriter failed" not in str(error):  # which is all that torch says of a full disk
-            raise
+        if not isinstance(error, RuntimeError) or "PytorchStreamWriter failed" not in str(error):
+            raise  # but for all that torch says of a full disk
         raise InputError(
             f"A checkpoint could not be written to '{place.recipe['save_folder']}': {one_line(error)[:200]}. Free some "
             "space there and run the command again."
         ) from error
-    finally:
-        trainer.close()
-        if failed:
-            place.give_up()
+    trainer.close()
     place.finish()
     if dist.get_global_rank() == 0:
+        if sharded(recipe["fsdp_config"]) and place.address is None:
+            newest_checkpoint(Path(recipe["save_folder"]))  # of Composer's ranks each removes the link that one makes
         log.info("Next: %s", _next(recipe))
 
 
@@ -190,15 +190,27 @@ def _next(recipe: dict[str, Any]) -> str:
 
 
 def _start(place: RunPlace, shapes: Mapping[str, tuple[int, ...]]) -> Start:
-    """Take the run's folder and choose the checkpoint to start from, on rank 0 for all."""
+    """Take the run's folder and choose the checkpoint to start from, on rank 0 for all.
+
+    Raises:
+        InputError: on all ranks, see :func:`find_start`; or nodes whose disks differ.
+    """
     chosen: list[Start | None] = [None]
-    with place.naming():
-        place.fetch()
+    recipe = place.recipe
+    with together():
+        place.claim()
+    if several() and place.address is None:
+        folder = Path(recipe["save_folder"])
+        nodes.check_disks(folder, sharded=sharded(recipe["fsdp_config"]), autoresume=recipe["autoresume"])
+    place.fetch()
+    with together(), place.naming():
         if dist.get_global_rank() == 0:
-            chosen = [find_start(place.recipe, shapes)]
+            chosen = [find_start(recipe, shapes)]
     dist.broadcast_object_list(chosen)  # nobody looks for checkpoints before
     assert chosen[0] is not None
-    return chosen[0]
+    if (path := place.here(chosen[0].path)) is not None and several() and path == chosen[0].path:
+        nodes.check_copies(path)
+    return replace(chosen[0], path=path)
 
 
 def _build_data(
@@ -211,10 +223,11 @@ def _build_data(
     """
     train_loader, evaluators = None, []
     with findings.collect():
-        batch_size = recipe["global_train_batch_size"] // dist.get_world_size()
+        batch_size = samples_per_device(recipe, dist.get_world_size())
         train_loader = _build(recipe, "train_loader", tokenizer=tokenizer, device_batch_size=batch_size)
         check_length(train_loader.dataloader.dataset, recipe["max_seq_len"])
         evaluators = build_recipe_evaluators(recipe, train_loader.dataloader.dataset.domains, tokenizer)
+    findings.problems = problems_of_all(findings.problems)
     findings.refuse()
     return train_loader, evaluators
 
@@ -274,7 +287,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if recipe["dry_run"]:
         dry_run(recipe)
     else:
-        train(recipe)
+        with nodes.lost_contact():
+            train(recipe)
 
 
 if __name__ == "__main__":

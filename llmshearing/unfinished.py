@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from llmshearing.convert.commands import open_checkpoint
-from llmshearing.errors import InputError, UntrustedError
+from llmshearing.errors import IncompleteError, InputError, UntrustedError
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,11 @@ def newest_first(names: Iterable[str]) -> list[str]:
     return [name for _, _, name in sorted(found, reverse=True)]
 
 
+def batch_of(checkpoint: Path) -> int:
+    """The batch after which a checkpoint of :func:`checkpoints` was saved."""
+    return int(checkpoint.name.split("-")[1][2:])
+
+
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint, with ``latest-rank0.pt`` linked to it; ``None`` where there is none.
 
@@ -46,7 +51,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
         folder: where the run saves.
 
     Raises:
-        InputError: the newest one would have to run code to be read.
+        InputError: the newest one would have to run code to be read, or files of it are on another disk.
     """
     for leftover in folder.glob(f"{_REMOVED}*"):
         _delete(leftover)
@@ -77,7 +82,7 @@ def _is_whole(path: Path) -> bool:
                 return True
     except FileNotFoundError:  # another process removed it
         return False
-    except UntrustedError:
+    except (UntrustedError, IncompleteError):  # what other nodes have of it is not damaged
         raise
     except InputError as error:
         aside = path.with_name(f"damaged-{secrets.token_hex(4)}-{path.name}")

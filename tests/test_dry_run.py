@@ -35,6 +35,11 @@ ORIGINAL_7B = {
     ("overrides", "problem"),
     [
         (["global_train_batch_size=12"], "12, which 8 devices cannot share evenly: choose a multiple of 8"),
+        (
+            ["global_train_batch_size=3", "train_loader.dataset.replication=4"],
+            "3, which 2 groups of devices cannot share evenly: choose a multiple of 2",
+        ),
+        (["train_loader.dataset.replication=3"], "replication is 3, which does not divide 8 devices into groups"),
         (["device_train_microbatch_size=8"], "each of 8 devices gets only 4 of 32 sequences"),
         (["eval_interval=40ba"], "40 batches and the mix is updated every 50.* Set it to 50ba"),
         (["eval_interval=5000sp"], "156.25 batches and the mix is updated every 50"),
@@ -77,7 +82,11 @@ def test_all_contradictions_are_reported_at_once(capsys: pytest.CaptureFixture[s
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"devices": 3}, "Unknown key in dry_run 'devices'"), ({"num_devices": 0}, "num_devices is 0")],
+    [
+        ({"devices": 3}, "Unknown key in dry_run 'devices'"),
+        ({"num_devices": 0}, "num_devices is 0"),
+        ({"num_devices": 9, "num_nodes": 2}, "2 nodes cannot share 9 devices evenly"),
+    ],
 )
 def test_what_to_plan_for_is_checked(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):

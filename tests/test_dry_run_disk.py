@@ -50,12 +50,12 @@ def test_a_dry_run_says_what_a_run_leaves_on_the_disk(
                  "train_loader.dataset.remote=s3://bucket/data")  # fmt: skip
     monkeypatch.chdir(folder)
     text, _ = run(load_recipe(DEBUG, (*SHORT, *overrides)), Devices(num_devices=1))
-    said = dict(re.findall(r"(cache|checkpoints|metrics|at most|here) ([\d.e+-]+)", text))
+    said = dict(re.findall(r"(cache|checkpoints|metrics|in all) ([\d.e+-]+)", text))
     train(forked, machine(folder, "first"), *overrides)
     checkpoints = sum(path.stat().st_size for path in (folder / "runs/x/checkpoints").glob("ep*"))
     assert float(said["checkpoints"]) * 1e9 == pytest.approx(checkpoints, rel=0.25)  # masks and state beside weights
     cache = sum(path.stat().st_size for path in (folder / "cache").rglob("*.mds"))
     assert cache <= float(said["cache"]) * 1.01e9
-    assert float(said["at most"]) == float(said["cache"])
+    assert float(said["in all"]) == float(said["cache"])
     metrics = (folder / "runs/x/metrics.jsonl").stat().st_size / 8
     assert PER_BATCH / 2 < metrics < PER_BATCH * 2

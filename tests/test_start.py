@@ -124,6 +124,15 @@ def test_a_sharded_run_goes_on_from_its_newest_whole_folder(tmp_path: Path) -> N
     assert left[0].endswith("-ep0-ba4")
 
 
+def test_a_sharded_checkpoint_without_the_files_of_another_node_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    for batch in (2, 4):
+        write_sharded(tmp_path / f"ep0-ba{batch}")
+    (tmp_path / "ep0-ba4" / "__0_0.distcp").unlink()
+    with pytest.raises(InputError, match="ep0-ba4' lacks its file '__0_0.distcp'.*the files of all nodes into one"):
+        newest_checkpoint(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ep0-ba2", "ep0-ba4"]
+
+
 @pytest.mark.parametrize("held", [False, True])
 def test_a_run_that_goes_on_from_a_sharded_checkpoint_saves_what_that_one_has(
     written: Path, shapes: dict[str, tuple[int, ...]], tmp_path: Path, held: bool

@@ -24,7 +24,7 @@ from llmshearing.convert.single_file import SingleFile
 from llmshearing.convert.stored import StoredTensor
 from llmshearing.convert.weight_files import DTYPES, Entry, write_shards
 from llmshearing.copies import followed, local_copy
-from llmshearing.data.start import ORDER
+from llmshearing.data.start import order_of
 from llmshearing.errors import InputError
 from llmshearing.pruning.scores import Scores
 from llmshearing.pruning.shear import Placement
@@ -208,9 +208,8 @@ def _data_record(checkpoint: Checkpoint) -> dict[str, Any]:
             entry: dict(zip(names, map(_number, dataset[entry]), strict=True))
             for entry in ("proportions", "samples_used")
         }
-        if all(entry in dataset for entry in ORDER):  # checkpoints of earlier versions lack some
-            record["order"] = {entry: dataset[entry] for entry in ORDER}
-            record["order"]["shards"] = dict(zip(names, dataset["shards"], strict=True))
+        if (order := order_of(dataset)) is not None:
+            record["order"] = order
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"The state of the data in '{checkpoint.path}' has a form that this version does not know."

@@ -25,7 +25,7 @@ from llmshearing.convert.archive import Archive, refusal
 from llmshearing.convert.checkpoint import MODEL_PREFIX, Checkpoint
 from llmshearing.convert.held import HeldFile, allow_open_files, unreadable
 from llmshearing.convert.stored import Piece, StoredTensor
-from llmshearing.errors import InputError, UntrustedError
+from llmshearing.errors import IncompleteError, InputError, UntrustedError
 
 
 class _Index:
@@ -158,7 +158,10 @@ class Sharded(Checkpoint):
         for name, end in ends.items():
             path = self.path / name
             if path.parent != self.path or not path.is_file():
-                raise InputError(f"'{self.path}' lacks its file '{name}'. Copy the whole folder.")
+                raise IncompleteError(
+                    f"'{self.path}' lacks its file '{name}'. Copy the whole folder; where every node of the run had a "
+                    "disk of its own, the files of all nodes into one."
+                )
             files[name] = self._hold(HeldFile(path, folder=self._folder))
             if files[name].size < end:
                 raise InputError(f"'{path}' is truncated: it has {files[name].size} bytes of {end}.")

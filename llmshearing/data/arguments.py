@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from streaming.base.distributed import get_world_size
 from streaming.base.hashing import get_hashes
 from streaming.base.util import bytes_to_int
 
 from llmshearing.data.settings import by_domain, flag, number, whole
 from llmshearing.errors import InputError, unknown_name
 from llmshearing.fileio import read_json
+
+Folder = str | os.PathLike[str]
+Folders = Folder | Mapping[str, Folder | None] | None  # one that holds a folder per domain, or each domain's
 
 
 def check_dataset(proportions: Any, counts: Any, settings: Mapping[str, Any]) -> None:
@@ -38,8 +42,11 @@ def check_dataset(proportions: Any, counts: Any, settings: Mapping[str, Any]) ->
         if domain not in proportions:
             raise unknown_name("domain in start", domain, proportions)
         whole(f"start.{domain}", used)
-    for key in ("update_interval", "batch_size", "shuffle_block_size", "download_retry"):
+    for key in ("update_interval", "batch_size", "shuffle_block_size", "sub_streams", "download_retry"):
         whole(key, settings[key], least=1)
+    if (sub_streams := settings["sub_streams"]) & sub_streams - 1:
+        raise InputError(f"sub_streams: {sub_streams!r} is not a power of two. Set it to one, such as 16 or 64.")
+    check_replication(settings["replication"], get_world_size())
     whole("shuffle_seed", settings["shuffle_seed"])
     for key, least in (("seq_len", 1), ("vocab_size", 1), ("predownload", 0)):
         if settings[key] is not None:
@@ -55,6 +62,18 @@ def check_dataset(proportions: Any, counts: Any, settings: Mapping[str, Any]) ->
     check_folders("local", settings["local"], proportions)
     if settings["remote"] is not None:
         check_folders("remote", settings["remote"], proportions)
+
+
+def check_replication(ranks: Any, world_size: int) -> None:
+    """Check how many of ``world_size`` ranks get the same samples, or ``None``."""
+    if ranks is None:
+        return
+    whole("replication", ranks, least=1)
+    if world_size % ranks:
+        raise InputError(
+            f"replication: {ranks} does not divide the {world_size} ranks into groups. Set it to the size of a tensor- "
+            "or context-parallel group."
+        )
 
 
 def check_token_dtype(name: Any) -> None:
@@ -105,6 +124,13 @@ def _check_folder(key: str, folder: Any) -> None:
         raise InputError(f"{key}: {folder!r} is not the path of a folder. Set it to where the prepared data is.")
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise InputError(f"{key}: {os.fspath(folder)!r} is a file. Set it to the folder of the prepared data.")
+
+
+def folder_of_each(root: Folders, domains: Iterable[str]) -> dict[str, str | None]:
+    """The folder of each domain."""
+    if root is None or isinstance(root, (str, os.PathLike)):
+        return {domain: None if root is None else os.path.join(root, domain) for domain in domains}
+    return {domain: None if folder is None else os.fspath(folder) for domain, folder in root.items()}
 
 
 @contextmanager

@@ -1,20 +1,24 @@
 """A streaming dataset whose mix of domains changes at exact places, the same for any workers, ranks and restarts.
 
     1  a round's plan: proportions, samples used per domain      plan.py, rounds.py
-    2  place in the round -> domain, place in its stream         RoundPlan.layout, keyed by (seed, round)
-    3  place in the domain's stream -> sample                    permutation.py, keyed by (seed, domain, pass)
+    2  place in the round -> domain, place in its stream         RoundPlan.layout, keyed by (seed, round, lane)
+    3  place in the domain's stream -> sub-stream -> sample      permutation.py, keyed by (seed, domain, pass)
     4  global batch g, rank r, worker w                          rows r of every batch g = w modulo workers
     5  sample -> shard, download, cache, read                    streaming
     6  tokens column -> input_ids, labels                        tokens.py
 
+    rows of a global batch   | rank 0 | rank 1 | rank 2 | rank 3 |    node 0: ranks 0 and 1, node 1: ranks 2 and 3
+    lanes                    | 0 | 1 | 2 | 3 | 4 | 5 | 6 | 7 |        each draws on sub-streams of its own
+    shards of a domain       |a b c|c d e f|f g h| ...                node 0 reads the first half of a pass, or nearly
+
 Steps 1 to 4 are pure functions of (data, seed, proportions so far), so each worker works out its own samples, and no
-process ever waits for another one, except for the next round's plan.
+process ever waits for another one, except for the next round's plan. Nothing in steps 1 to 3 knows how many nodes or
+ranks there are.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -24,36 +28,35 @@ import torch
 from numpy.typing import NDArray
 from streaming import Stream
 
-from llmshearing.data.arguments import check_dataset, opens
+from llmshearing.data.arguments import Folders, check_dataset, folder_of_each, opens
 from llmshearing.data.cache import is_remote
-from llmshearing.data.permutation import DomainOrder, derive_key
+from llmshearing.data.partial_rounds import to_plain
+from llmshearing.data.permutation import most_sub_streams
 from llmshearing.data.plan import RoundPlan
 from llmshearing.data.prefetch import Prefetcher
 from llmshearing.data.proportions import distribution
 from llmshearing.data.resume import DataShape, digest, restore_plan, save_state
 from llmshearing.data.rounds import Rounds
 from llmshearing.data.shards import ShardedDataset
-from llmshearing.data.start import ORDER, check_order, from_shearing
+from llmshearing.data.start import check_order, from_shearing, unfinished_rounds
+from llmshearing.data.streams import Streams
 from llmshearing.data.tokens import TokenDecoder, check_columns
-
-Folder = str | os.PathLike[str]
-Folders = Folder | Mapping[str, Folder | None] | None  # one that holds a folder per domain, or each domain's
 
 
 class DynamicStreamingDataset(ShardedDataset):
     """Endless training data in rounds of ``update_interval`` global batches, each round with its own domain mix.
 
-    Every domain gets its proportion of all rounds so far, to within a few samples: what a round rounds off, later ones
-    make up for. Which samples, and in which global batch, depends only on the data, the seed and the proportions so
-    far. A domain's samples come in shuffled order, each once per pass. After a round someone has to say how it goes
-    on: :class:`~llmshearing.data.callback.DynamicBatchLoading` calls ``rounds.update`` or, for a constant mix,
-    ``rounds.hold``.
+    Every domain gets its proportion of all rounds so far, to within a few samples or, in rounds of many, a few times
+    ``sub_streams``: what a round rounds off, later ones make up for. Which samples, and in which global batch, depends
+    only on the data, the seed and the proportions so far. A domain's samples come in shuffled order, each once per
+    pass. After a round someone has to say how it goes on: :class:`~llmshearing.data.callback.DynamicBatchLoading` calls
+    ``rounds.update`` or, for a constant mix, ``rounds.hold``.
 
     By ``python -m benchmarks.streaming_speed`` on 2 CPU cores, with sequences of 2048 tokens and batches of 32: 1.6 and
     1.4 times the samples per second of a plain ``StreamingDataset`` over the same shards with 1 and 2 workers (1.07 and
-    1.06 times where that leaves tokens in their stored type). A round's edge takes 14 ms, 0.7% of a round of 400
+    1.06 times where that leaves tokens in their stored type). A round's edge takes some 30 ms, 2% of a round of 400
     batches with nothing but data to wait for. Opening 10^9 samples in 4000 shards takes 0.2 s and 9 MB, planning a
-    round of them 3 ms and 2.4 MB, as with 10^6 samples.
+    round of them 10 ms and 4 MB, as with 10^6 samples; ``python -m benchmarks.scale`` is of such a run on 64 nodes.
 
     Args:
         proportions: share of each domain in the first round, summing to 1. Its order is the order of the domains. Or
@@ -64,14 +67,21 @@ class DynamicStreamingDataset(ShardedDataset):
             ``remote`` is given, the cache.
         remote: where to fetch shards from, in the same form, such as ``s3://bucket/data/train``. ``None``, also for
             single domains: all are in ``local``.
-        start: samples of each domain that earlier stages used, with the same shards, ``shuffle_seed`` and
-            ``shuffle_block_size``; they come again only when a pass is over. Or the path of a ``shearing.json``, which
-            knows these, and is refused where they differ.
+        start: samples of each domain that earlier stages used, with the same shards, ``shuffle_seed``,
+            ``shuffle_block_size`` and ``sub_streams``, up to the end of a round; they come again only when a pass is
+            over. Or the path of a ``shearing.json``, which knows these, is refused where they differ, and may be of a
+            run that ended within a round.
         on_exhausted: ``repeat``: a domain that runs out starts another pass in another order; ``stop``: iteration ends
             before the first round that would repeat a sample.
         shuffle_seed: seed of all orders.
         shuffle_block_size: samples of a domain that are shuffled together, in whole shards. At any time a domain's
-            samples come from the shards of one such block.
+            samples come from the shards of one such block, or of one a ``sub_streams``-th of the size in each
+            sub-stream.
+        sub_streams: how many parts a domain's stream is made of, a power of two, so that up to as many nodes read
+            parts of their own instead of each downloading nearly all shards. A domain has no more parts than shards,
+            and each has 1024 samples at least. Part of the order of samples, as ``shuffle_seed`` is.
+        replication: consecutive ranks that get the same samples, for groups that share them in tensor or context
+            parallelism. ``None``: 1.
         seq_len: tokens per sample, checked. ``None``: as the data has it.
         vocab_size: token ids must be below it. ``None``: not checked.
         token_dtype: numpy type of tokens that are stored as plain bytes. ``None``: recognised.
@@ -101,6 +111,8 @@ class DynamicStreamingDataset(ShardedDataset):
         on_exhausted: str = "repeat",
         shuffle_seed: int = 9176,
         shuffle_block_size: int = 1 << 18,
+        sub_streams: int = 16,
+        replication: int | None = None,
         seq_len: int | None = None,
         vocab_size: int | None = None,
         token_dtype: str | None = None,
@@ -116,10 +128,12 @@ class DynamicStreamingDataset(ShardedDataset):
         mix = from_shearing(proportions, "proportions") if isinstance(proportions, str) else proportions
         counts = from_shearing(start, "samples_used") if isinstance(start, str) else {} if start is None else start
         check_dataset(mix, counts, settings)
+        started = [domain for domain, used in counts.items() if used]
+        unfinished = unfinished_rounds(start, started) if isinstance(start, str) else []
         self.domains = tuple(mix)
         predownload = 8 * batch_size if predownload is None else predownload
         shares = distribution(list(mix.values()))
-        locals_, remotes = self._folders(local), self._folders(remote)
+        locals_, remotes = folder_of_each(local, self.domains), folder_of_each(remote, self.domains)
         with opens(f"remote is {remote!r}"):
             streams = [Stream(local=locals_[domain], remote=remotes[domain]) for domain in self.domains]
         super().__init__(
@@ -132,19 +146,28 @@ class DynamicStreamingDataset(ShardedDataset):
             keep_zip=keep_zip,
             batch_size=batch_size,
             shuffle_seed=shuffle_seed,
+            replication=replication,
         )
         self.update_interval = update_interval
-        self.global_batch_size = batch_size * self._unique_rank_world.num_ranks
+        self.global_batch_size = batch_size * self._parallel_rank_world.num_ranks
         self.on_exhausted = on_exhausted
         self.block_size = shuffle_block_size
+        self.sub_streams = sub_streams
         self._rank_batch_size = batch_size
         self._ahead = predownload
-        self._orders: dict[int, DomainOrder] = {}
         self._labels = [torch.tensor(index) for index in range(len(self.domains))]
         self._first_samples: list[int] = self.sample_offset_per_stream.tolist()
         for index, domain in enumerate(self.domains):
-            seq_len = check_columns(self._shards_of(index), domain, seq_len=seq_len, vocab_size=vocab_size)
+            seq_len = check_columns(self.shards_of_domain(index), domain, seq_len=seq_len, vocab_size=vocab_size)
         self._decode = TokenDecoder(seq_len=seq_len, vocab_size=vocab_size, dtype=token_dtype)
+        self.order = Streams(
+            self.domains,
+            np.split(self.samples_per_shard, self.shard_offset_per_stream[1:]),
+            seed=shuffle_seed,
+            block_size=shuffle_block_size,
+            sub_streams=sub_streams,
+            unfinished=unfinished,
+        )
         fingerprint = hashlib.blake2b(self.samples_per_shard.tobytes(), digest_size=8)
         fingerprint.update(repr((self.shards_per_stream.tolist(), shuffle_block_size)).encode())
         self._shape = DataShape(
@@ -155,12 +178,14 @@ class DynamicStreamingDataset(ShardedDataset):
             shuffle_seed=shuffle_seed,
             shuffle_block_size=shuffle_block_size,
             shards=tuple(self._digest_of(index) for index in range(len(self.domains))),
-            first={"proportions": digest(shares.tolist()), "start": digest(sorted(counts.items()))},
+            first={
+                "proportions": digest(shares.tolist()),
+                "start": digest(sorted(counts.items()), *to_plain(unfinished)),
+            },
+            sub_streams=sub_streams,
+            most_sub_streams=tuple(most_sub_streams(order.samples_per_shard) for order in self.order.orders),
+            unfinished=to_plain(unfinished),
         )
-        if isinstance(start, str):
-            order = {name: getattr(self._shape, name) for name in ORDER}
-            order["shards"] = dict(zip(self.domains, self._shape.shards, strict=True))
-            check_order(start, order, [domain for domain, used in counts.items() if used])
         plan = RoundPlan(
             number=0,
             begin=0,
@@ -168,20 +193,20 @@ class DynamicStreamingDataset(ShardedDataset):
             proportions=tuple(shares.tolist()),
             used=tuple(counts.get(domain, 0) for domain in self.domains),
             seed=shuffle_seed,
+            batch_size=self.global_batch_size,
+            sub_streams=max(self._shape.splits(sub_streams)),
         )
+        if isinstance(start, str):
+            check_order(start, self._shape, started)
         self.rounds = Rounds(plan, timeout=update_timeout)
 
-    def _folders(self, root: Folders) -> dict[str, str | None]:
-        if root is None or isinstance(root, (str, os.PathLike)):
-            return {domain: None if root is None else os.path.join(root, domain) for domain in self.domains}
-        return {domain: None if folder is None else os.fspath(folder) for domain, folder in root.items()}
-
-    def _shards_of(self, index: int) -> list[Any]:
+    def shards_of_domain(self, index: int) -> list[Any]:
+        """The shards of a domain by its number."""
         begin = int(self.shard_offset_per_stream[index])
         return self.shards[begin : begin + int(self.shards_per_stream[index])]
 
     def _digest_of(self, index: int) -> str:
-        files = [shard.raw_data for shard in self._shards_of(index)]
+        files = [shard.raw_data for shard in self.shards_of_domain(index)]
         sizes = self.samples_per_shard[int(self.shard_offset_per_stream[index]) :][: len(files)].tolist()
         return digest(sizes, [(file.bytes, sorted(file.hashes.items())) for file in files])
 
@@ -236,7 +261,7 @@ class DynamicStreamingDataset(ShardedDataset):
         Raises:
             InputError: the next round's proportions did not come.
         """
-        world = self._unique_rank_world.detect_workers()
+        world = self._parallel_rank_world.detect_workers()
         sample = self.rounds.start + world.worker_of_rank * self.global_batch_size
         stride = world.workers_per_rank * self.global_batch_size
         rows = world.rank * self._rank_batch_size + np.arange(self._rank_batch_size)
@@ -264,20 +289,7 @@ class DynamicStreamingDataset(ShardedDataset):
 
     def _sample_ids(self, plan: RoundPlan, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """The samples at ``places`` of a round, (n,)."""
-        domains, positions = (part[places] for part in plan.layout)
-        ids = np.empty_like(positions)
-        for index in np.unique(domains).tolist():
-            chosen = domains == index
-            ids[chosen] = self._first_samples[index] + self._order(index, plan.seed).sample_ids(positions[chosen])
-        return ids
-
-    def _order(self, index: int, seed: int) -> DomainOrder:
-        key = derive_key(seed, "domain", self.domains[index])
-        if index not in self._orders or self._orders[index].key != key:
-            begin, count = int(self.shard_offset_per_stream[index]), int(self.shards_per_stream[index])
-            samples = self.samples_per_shard[begin : begin + count]
-            self._orders[index] = DomainOrder(samples, key=key, block_size=self.block_size)
-        return self._orders[index]
+        return self.order.sample_ids(plan, places)
 
     def get_item(self, sample_id: int, retry: int = 7, *, again: bool = True) -> dict[str, torch.Tensor]:
         """One sample: ``input_ids`` and ``labels``, int64, (seq_len,), and ``domain``, int64, ()."""

@@ -15,6 +15,7 @@ from llmshearing.data.opening import process_group
 from llmshearing.data.shards import ShardBounds, check_index
 from llmshearing.data.tokens import TokenDecoder, check_columns
 from llmshearing.errors import InputError
+from llmshearing.together import together
 
 
 class DomainDataset(Dataset):
@@ -47,7 +48,7 @@ class DomainDataset(Dataset):
         validate_hash: str | None = None,
         lazy: bool = False,
     ) -> None:
-        with opens(f"domain '{domain}' in {local!r}, remote {remote!r}"):
+        with together(), opens(f"domain '{domain}' in {local!r}, remote {remote!r}"):
             stream = Stream(
                 local=local,
                 remote=remote,
@@ -59,11 +60,10 @@ class DomainDataset(Dataset):
             check_index(stream)
             self._shards = stream.get_shards(World.detect(), allow_unsafe_types=False)
         self._stream, self._absent = stream, set(range(len(self._shards))) if lazy else set()
-        with process_group():
+        with process_group(), together():
             if dist.get_local_rank() == 0 and not lazy:
                 for shard in self._shards:
                     fetch(stream, shard)
-            dist.barrier()
         sizes = np.array([shard.samples for shard in self._shards], np.int64)
         if not sizes.sum():
             raise InputError(

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from composer.core import DataSpec
+from composer.utils import dist
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
@@ -105,7 +106,20 @@ def build_dynamic_streaming_dataloader(
         timeout=timeout,
         **workers,
     )
-    return DataSpec(dataloader=loader)
+    group = data.replication or 1
+    if group == 1:
+        return DataSpec(dataloader=loader)
+    # Composer sums samples and tokens over all ranks, of which those of a group have the same ones.
+    member = dist.get_global_rank() % group
+
+    def num_tokens(batch: Mapping[str, torch.Tensor]) -> int:
+        tokens = batch["input_ids"].numel()
+        return tokens * (member + 1) // group - tokens * member // group
+
+    def num_samples(batch: Mapping[str, torch.Tensor]) -> float:
+        return len(batch["input_ids"]) / group
+
+    return DataSpec(loader, get_num_samples_in_batch=num_samples, get_num_tokens_in_batch=num_tokens)
 
 
 def _check_names(settings: Mapping[str, Any]) -> None:

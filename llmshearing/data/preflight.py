@@ -171,7 +171,11 @@ def report_cache(dataset: DynamicStreamingDataset) -> None:
     shard_bytes = np.array([shard.get_max_size() for shard in dataset.shards])
     domain_bytes = np.add.reduceat(shard_bytes, dataset.shard_offset_per_stream)
     blocks = domain_bytes * np.minimum(1.0, dataset.block_size / dataset.samples_per_stream)
-    needed = blocks.sum() + sum(stream.get_index_size() for stream in dataset.streams)
+    # A node shuffles together what its sub-streams hold, and no less than a lane's.
+    nodes = dataset._unique_rank_world.num_nodes
+    needed = blocks.sum() / min(nodes, dataset.rounds.at(dataset.rounds.start).lanes) + sum(
+        stream.get_index_size() for stream in dataset.streams
+    )
     if needed > limit:
         log.warning(
             "The indexes and the shards that are shuffled together take %.3g bytes, more than cache_limit (%.3g), so "

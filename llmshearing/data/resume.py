@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,8 +29,11 @@ class DataShape:
         global_batch_size: samples in a batch, over all ranks.
         shuffle_seed: seed of all orders.
         shuffle_block_size: samples that are shuffled together.
+        sub_streams: how many a domain is cut into, where it can be.
+        most_sub_streams: how many each domain can be cut into, (domains,).
         shards: identifies each domain's shards, (domains,).
         first: identifies the settings of the first round by name, ``proportions`` and ``start``.
+        unfinished: the rounds that earlier stages did not finish, see ``partial_rounds.py``, in plain types.
     """
 
     domains: tuple[str, ...]
@@ -41,11 +44,18 @@ class DataShape:
     shuffle_block_size: int
     shards: tuple[str, ...]
     first: Mapping[str, str]
+    sub_streams: int = 1
+    most_sub_streams: tuple[int, ...] = (1,)
+    unfinished: Sequence[Mapping[str, Any]] = ()
 
     @property
     def round_size(self) -> int:
         """Samples in a round."""
         return self.update_interval * self.global_batch_size
+
+    def splits(self, sub_streams: int) -> list[int]:
+        """How many sub-streams each domain has where ``sub_streams`` is set, (domains,)."""
+        return [min(sub_streams, most) for most in self.most_sub_streams]
 
 
 def digest(*parts: object) -> str:
@@ -57,9 +67,10 @@ def save_state(plan: RoundPlan, sample: int, shape: DataShape) -> dict[str, Any]
     """The state of a run that has trained on ``sample`` samples, the last of them under ``plan``.
 
     Returns:
-        JSON of some 80 bytes per domain, with the same keys and lengths at any time.
+        JSON of some 80 bytes per domain, with the same keys and lengths at any time. (A run behind a stage that did not
+        finish its round has some 130 more.)
     """
-    return {
+    state = {
         "round": plan.number,
         "sample": sample,
         "sample_in_round": sample - plan.begin,
@@ -67,6 +78,8 @@ def save_state(plan: RoundPlan, sample: int, shape: DataShape) -> dict[str, Any]
         "global_batch_size": shape.global_batch_size,
         "shuffle_seed": plan.seed,
         "shuffle_block_size": shape.shuffle_block_size,
+        "sub_streams": shape.sub_streams,
+        "lanes": plan.lanes,
         "data": shape.fingerprint,
         "shards": list(shape.shards),
         "first": dict(shape.first),
@@ -75,6 +88,7 @@ def save_state(plan: RoundPlan, sample: int, shape: DataShape) -> dict[str, Any]
         "samples_used": plan.used_at(sample).tolist(),
         "owed": list(plan.owed),
     }
+    return state | ({"unfinished": list(shape.unfinished)} if shape.unfinished else {})
 
 
 def restore_plan(state: Mapping[str, Any], shape: DataShape) -> RoundPlan:
@@ -89,23 +103,36 @@ def restore_plan(state: Mapping[str, Any], shape: DataShape) -> RoundPlan:
             "saved with, or load its weights only."
         )
     _check_unchanged(state, shape)
-    size = _check_sizes(state, shape)
-    owed = tuple(state.get("owed", ()))
-    if not owed:
+    _check_sizes(state, shape)
+    if not state.get("owed"):
         log.warning(
             "The checkpoint is of a version that did not carry its rounding from round to round. Its round ends as it "
             "began; what earlier rounds rounded off is not made up for."
         )
-        if state["sample_in_round"]:
-            owed = owed_for(apportion(size, state["proportions"]).tolist(), state["proportions"])
+    return dataclasses.replace(
+        saved_plan(state),
+        size=shape.round_size,
+        batch_size=shape.global_batch_size,
+        sub_streams=max(shape.splits(shape.sub_streams)),
+    )
+
+
+def saved_plan(state: Mapping[str, Any]) -> RoundPlan:
+    """The plan that was in force at a :func:`save_state`, of whatever data."""
+    size = state["update_interval"] * state["global_batch_size"]
+    owed = tuple(state.get("owed", ()))
+    if not owed and state["sample_in_round"]:  # of an earlier version
+        owed = owed_for(apportion(size, state["proportions"]).tolist(), state["proportions"])
     plan = RoundPlan(
         number=state["round"],
         begin=state["sample"] - state["sample_in_round"],
-        size=shape.round_size,
+        size=size,
         proportions=tuple(state["proportions"]),
-        used=(0,) * len(shape.domains),
+        used=(0,) * len(state["domains"]),
         seed=state["shuffle_seed"],
         owed=owed,
+        batch_size=state["global_batch_size"],
+        sub_streams=state.get("lanes", 1),
     )
     # The state counts up to its sample, the plan up to the beginning of the round.
     used = np.asarray(state["samples_used"], np.int64) - plan.used_at(state["sample"])
@@ -132,6 +159,12 @@ def _check_unchanged(state: Mapping[str, Any], shape: DataShape) -> None:
             f"shuffle_block_size ({shape.shuffle_block_size}) is not, so its samples cannot be found again. Resume "
             "with the same data, or begin a new run with start and proportions."
         )
+    split = state.get("sub_streams", 1)  # earlier versions had no more
+    if shape.splits(split) != shape.splits(shape.sub_streams):
+        raise InputError(
+            f"sub_streams: the checkpoint's is {split}, not {shape.sub_streams}, and another order would repeat "
+            f"samples. Set sub_streams to {split}, or begin a new run."
+        )
     for name, theirs in state.get("first", {}).items():
         if theirs != shape.first[name]:
             raise InputError(
@@ -140,12 +173,12 @@ def _check_unchanged(state: Mapping[str, Any], shape: DataShape) -> None:
             )
 
 
-def _check_sizes(state: Mapping[str, Any], shape: DataShape) -> int:
-    """Refuse another size of batch or round within a round, say where one is taken on; returns the saved round's."""
-    size: int = state["update_interval"] * state["global_batch_size"]
+def _check_sizes(state: Mapping[str, Any], shape: DataShape) -> None:
+    """Refuse another size of batch or round within a round, say where one is taken on."""
+    size = state["update_interval"] * state["global_batch_size"]
     saved = f"{state['update_interval']} batches of {state['global_batch_size']}"
     if size == shape.round_size and state["global_batch_size"] == shape.global_batch_size:
-        return size
+        return
     if state["sample_in_round"]:
         raise InputError(
             f"The checkpoint stands within a round of {saved} samples, now set to {shape.update_interval} of "
@@ -155,4 +188,3 @@ def _check_sizes(state: Mapping[str, Any], shape: DataShape) -> int:
         "Rounds are %d batches of %d samples from here on; the checkpoint's were %s.",
         *(shape.update_interval, shape.global_batch_size, saved),
     )
-    return size

@@ -56,7 +56,12 @@ class Rounds:
     def __init__(self, plan: RoundPlan, *, timeout: float) -> None:
         self._memory = RawArray("c", 512 + 128 * len(plan.used))
         self._timeout = timeout
+        self._read: tuple[bytes, Schedule] | None = None  # what was last read, before and after parsing
+        self._found: tuple[RoundPlan, RoundPlan] | None = None  # a plan, and the one that was last asked of it
         self._write(Schedule(plan, plan.begin))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_read": None, "_found": None}  # a worker soon has its own
 
     @property
     def start(self) -> int:
@@ -73,10 +78,21 @@ class Rounds:
         """The newest schedule that was written in full."""
         while True:
             copied = self._memory.raw
+            if self._read is not None and self._read[0] == copied:
+                return self._read[1]
             length, checksum = int.from_bytes(copied[:4], "little"), int.from_bytes(copied[4:8], "little")
             data = copied[8 : 8 + length]
             if len(data) == length and zlib.crc32(data) == checksum:
-                return _parse(json.loads(data))
+                self._read = copied, _parse(json.loads(data))
+                return self._read[1]
+
+    def _covering(self, plan: RoundPlan, sample: int) -> RoundPlan | None:
+        """What :meth:`RoundPlan.covering` says, worked out once a round and not with every batch."""
+        if self._found is None or self._found[0] is not plan or not 0 <= sample - self._found[1].begin < plan.size:
+            if (found := plan.covering(sample)) is None:
+                return None
+            self._found = plan, found
+        return self._found[1]
 
     def begin(self, plan: RoundPlan, *, start: int) -> None:
         """Let iteration begin at sample ``start``, within ``plan``; what was held stays so."""
@@ -108,7 +124,7 @@ class Rounds:
             InputError: ``sample`` lies in no round that is known.
         """
         plan = self._newest
-        found = plan.covering(sample) or (plan if sample == plan.end else None)
+        found = self._covering(plan, sample) or (plan if sample == plan.end else None)
         if found is None:
             raise InputError(
                 f"Training is at sample {sample}, but the data at round {plan.number}, samples {plan.begin} to "
@@ -133,12 +149,13 @@ class Rounds:
                     f"Iteration began again at sample {sample}, but training is at sample {plan.begin} or later. Call "
                     "load_state_dict(state_dict(samples trained on)) first, or iterate once."
                 )
-            if (found := plan.covering(sample)) is not None or schedule.closed:
+            if (found := self._covering(plan, sample)) is not None or schedule.closed:
                 return found
             if get_worker_info() is None or (time.monotonic() > deadline and not schedule.watched):
                 raise self._missing(plan)
             check_parent()
-            shuffled_places(plan.size, plan.seed, plan.number + 1)  # there is time now, and none when the plan comes
+            # There is time now, and none when the plan comes.
+            shuffled_places(plan.size, plan.seed, plan.number + 1, plan.lanes)
             time.sleep(_POLL)
 
     def _missing(self, plan: RoundPlan) -> InputError:

@@ -31,6 +31,7 @@ from llmshearing.data.cache import DataBytes, check_only_copy, data_bytes, flaw,
 from llmshearing.data.opening import opening, process_group
 from llmshearing.errors import InputError
 from llmshearing.fileio import read_json
+from llmshearing.together import together
 
 log = logging.getLogger(__name__)
 
@@ -71,13 +72,14 @@ class ShardedDataset(StreamingDataset):
     """
 
     def __init__(self, *, streams: Sequence[Stream], cache_limit: int | str | None = None, **settings: Any) -> None:
-        for stream in streams:
-            check_index(stream)
-            if cache_limit is not None and not is_remote(stream):
-                raise InputError(
-                    f"cache_limit deletes the shards it has no room for, but '{stream.local}' is their only copy. "
-                    "Leave cache_limit out, or set remote."
-                )
+        with together():
+            for stream in streams:
+                check_index(stream)
+                if cache_limit is not None and not is_remote(stream):
+                    raise InputError(
+                        f"cache_limit deletes the shards it has no room for, but '{stream.local}' is their only copy. "
+                        "Leave cache_limit out, or set remote."
+                    )
         fetched = f", remote is {streams[0].remote!r}" if is_remote(streams[0]) else ""
         with opens(f"local is {streams[0].local!r}{fetched}"):
             try:
@@ -188,14 +190,13 @@ class ShardedDataset(StreamingDataset):
 
     def _check_files(self) -> None:
         """Forget what a killed download has left of a cached shard; an only copy has to be whole."""
-        for shard_id, shard in enumerate(self.shards):
-            if not is_remote(self.streams[int(self.stream_per_shard[shard_id])]):
-                check_only_copy(shard)
-            elif dist.get_local_rank() == 0 and self._shard_states[shard_id] == _LOCAL and (problem := flaw(shard)):
-                log.warning("Shard '%s' is fetched again: %s", name_of(shard), problem)
-                self.evict_shard(shard_id)
-        with process_group():
-            dist.barrier()
+        with process_group(), together():
+            for shard_id, shard in enumerate(self.shards):
+                if not is_remote(self.streams[int(self.stream_per_shard[shard_id])]):
+                    check_only_copy(shard)
+                elif dist.get_local_rank() == 0 and self._shard_states[shard_id] == _LOCAL and (problem := flaw(shard)):
+                    log.warning("Shard '%s' is fetched again: %s", name_of(shard), problem)
+                    self.evict_shard(shard_id)
 
 
 def _clean_up(memories: Sequence[SharedMemory], owner: int) -> None:

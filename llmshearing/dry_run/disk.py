@@ -35,11 +35,6 @@ class Disk:
         return self.data + self.cache + self.checkpoints + self.records + self.temporary
 
 
-def share_of_node(data: DataBytes, *, num_nodes: int) -> DataBytes:
-    """What one of so many nodes fetches of the training data: all of it at most."""
-    return data
-
-
 def disk(
     recipe: Mapping[str, Any],
     *,
@@ -57,11 +52,10 @@ def disk(
         parameters: of the model that trains.
         batches: of the run.
         saves: checkpoints that the run writes.
-        train: of all training data.
+        train: of the training data that one node reads.
         evaluation: of all evaluation data.
         num_nodes: among which a sharded checkpoint is divided.
     """
-    train = share_of_node(train, num_nodes=num_nodes)
     limit = (recipe["train_loader"].get("dataset") or {}).get("cache_limit")
     cached = train.cached if limit is None else min(train.cached, bytes_to_int(limit))
     whole = PER_PARAMETER * parameters

@@ -19,7 +19,7 @@ from llmshearing.architecture.shapes import ModelShape
 from llmshearing.data.cache import DataBytes
 from llmshearing.data.callback import DynamicBatchLoading
 from llmshearing.data.dataset import DynamicStreamingDataset
-from llmshearing.devices import parallelism
+from llmshearing.devices import parallelism, samples_per_device
 from llmshearing.errors import InputError, one_line
 from llmshearing.evaluators import build_recipe_evaluators, eval_folders, updates_proportions
 from llmshearing.models.llama import ComposerLlama
@@ -218,8 +218,8 @@ class Data:
     sequences: dict[str, int]  # of training, by domain
     shares: dict[str, float]  # of the first round
     eval_sequences: int
-    train_bytes: DataBytes
     eval_bytes: DataBytes
+    train: DynamicStreamingDataset
 
 
 def open_data(recipe: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None, findings: Findings) -> Data | None:
@@ -240,20 +240,19 @@ def open_data(recipe: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | No
     findings.absent += absent
     if absent:
         return None
-    batch_size = max(1, recipe["global_train_batch_size"] // dist.get_world_size())
+    batch_size = max(1, samples_per_device(recipe, dist.get_world_size()))
     train = build("train_loader", name, loader, tokenizer=tokenizer, device_batch_size=batch_size).dataloader.dataset
     assert isinstance(train, DynamicStreamingDataset)
     try:
         check_length(train, recipe["max_seq_len"])
         sequences = dict(zip(train.domains, map(int, train.samples_per_stream), strict=True))
         shares = dict(zip(train.domains, train.rounds.at(train.rounds.start).proportions, strict=True))
-        train_bytes = train.stored()
     finally:
         train.unlink()
     evaluators = build_recipe_evaluators(recipe, sequences, tokenizer)
     evaluation: list[Any] = [each.dataloader.dataloader for each in evaluators]
     eval_bytes = sum((loader.dataset.stored() for loader in evaluation), DataBytes())
-    return Data(sequences, shares, sum(len(loader.dataset) for loader in evaluation), train_bytes, eval_bytes)
+    return Data(sequences, shares, sum(len(loader.dataset) for loader in evaluation), eval_bytes, train)
 
 
 def check_length(dataset: DynamicStreamingDataset, max_seq_len: int) -> None:

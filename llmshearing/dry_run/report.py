@@ -23,14 +23,16 @@ from llmshearing.dry_run import estimates, parts, schedule
 from llmshearing.dry_run.checks import check
 from llmshearing.dry_run.disk import disk
 from llmshearing.dry_run.parts import Data, Findings
-from llmshearing.errors import unknown_name
+from llmshearing.dry_run.transfers import bytes_of_node, download_lines
+from llmshearing.errors import InputError, unknown_name
 from llmshearing.schema import Number, unfit
 
 _PLANNED = {
     "num_devices": Number(1, 10**7),
-    "devices_per_node": Number(1, 10**4),
     "device_tflops": Number(1e-6, 1e6, whole=False),
+    "num_nodes": Number(1, 10**6),
 }
+_DEVICES_OF_A_NODE = 8
 
 
 @dataclass(frozen=True)
@@ -41,31 +43,35 @@ class Devices:
         num_devices: how many.
         device_tflops: 10^12 floating-point operations per second that one really does, not its peak: 150 is about half
             of an A100's peak in bfloat16.
-        devices_per_node: how many share a disk.
+        num_nodes: how many nodes they are on, as many on each.
     """
 
     num_devices: int
     device_tflops: float = 150.0
-    devices_per_node: int = 8
-
-    @property
-    def num_nodes(self) -> int:
-        """How many disks there are."""
-        return -(-self.num_devices // self.devices_per_node)
+    num_nodes: int = 1
 
     @classmethod
     def from_recipe(cls, value: bool | Mapping[str, Any]) -> Self:
-        """From ``dry_run: true`` or ``dry_run: {num_devices, devices_per_node, device_tflops}``.
+        """From ``dry_run: true`` or ``dry_run: {num_devices, device_tflops, num_nodes}``.
 
         Raises:
-            InputError: an unknown key, or a number that is not above 0.
+            InputError: an unknown key, a number that is not above 0, or devices that nodes cannot share evenly.
         """
-        settings = {"num_devices": dist.get_world_size(), **(value if isinstance(value, Mapping) else {})}
+        given = value if isinstance(value, Mapping) else {}
+        settings = {"num_devices": dist.get_world_size(), **given}
         for key, number in settings.items():
             if key not in _PLANNED:
                 raise unknown_name("key in dry_run", key, _PLANNED)
             if not _PLANNED[key].fits(number):
                 raise unfit(f"dry_run.{key}", number, _PLANNED[key])
+        devices, nodes = settings["num_devices"], settings.get("num_nodes", 1)
+        if devices % nodes:
+            raise InputError(
+                f"dry_run.num_nodes: {nodes} nodes cannot share {devices} devices evenly. Set it to a divisor of them."
+            )
+        if "num_nodes" not in settings:  # those of this run, or where others are planned for of eight devices each
+            here = dist.get_world_size() // dist.get_local_world_size()
+            settings["num_nodes"] = -(-devices // _DEVICES_OF_A_NODE) if "num_devices" in given else here
         return cls(**settings)
 
 
@@ -108,7 +114,9 @@ def describe(recipe: dict[str, Any], devices: Devices, findings: Findings) -> li
         lines += [f"target      {target}: {target.num_parameters():,} parameters, {share:.1%} of the model"]
     lines += _data_lines(data, recipe, checked.duration)
     lines += _cost_lines(source, recipe, checked.duration, devices, data, checked.teacher)
-    return lines + _disk_lines(source, recipe, checked.duration, devices, data)
+    if data is not None:
+        lines += download_lines(data.train, checked.duration, nodes=devices.num_nodes)
+    return [*lines, _disk_line(source, recipe, checked.duration, devices, data)]
 
 
 def _data_lines(data: Data | None, recipe: Mapping[str, Any], duration: float) -> list[str]:
@@ -171,28 +179,25 @@ def _cost_lines(
     ]
 
 
-def _disk_lines(
+def _disk_line(
     shape: ModelShape, recipe: Mapping[str, Any], duration: float, devices: Devices, data: Data | None
-) -> list[str]:
-    saves = duration / max(1.0, schedule.batches(recipe["save_interval"], dict(recipe), "save_interval"))
+) -> str:
     needed = disk(
         recipe,
         parameters=shape.num_parameters(),
         batches=duration,
-        saves=saves,
-        train=data.train_bytes if data else DataBytes(),
+        saves=duration / max(1.0, schedule.batches(recipe["save_interval"], dict(recipe), "save_interval")),
+        train=bytes_of_node(data.train, duration, nodes=devices.num_nodes) if data else DataBytes(),
         evaluation=data.eval_bytes if data else DataBytes(),
         num_nodes=devices.num_nodes,
     )
     gb = {name: f"{value / 1e9:.3g}" for name, value in {**vars(needed), "total": needed.total}.items()}
     without = "" if data else ", without data"
-    lines = [
-        f"disk        about {gb['total']} GB per node (estimate{without}): data that is here {gb['data']}, cache "
-        f"{gb['cache']}, checkpoints {gb['checkpoints']}, metrics {gb['records']}, temporary {gb['temporary']}; of "
-        f"{devices.num_nodes} nodes, {gb['store']} in the store",
-        f"download    at most {gb['download']} GB per node",
-    ]
-    return lines
+    return (
+        f"disk        about {gb['total']} GB on each of {devices.num_nodes} nodes (estimate{without}): data here "
+        f"{gb['data']}, cache {gb['cache']}, checkpoints {gb['checkpoints']}, metrics {gb['records']}, temporary "
+        f"{gb['temporary']}; download in all {gb['download']} GB, in the store {gb['store']} GB"
+    )
 
 
 def _number(value: float) -> str:

@@ -83,15 +83,22 @@ def _pruning_problems(pruning: dict[str, Any], recipe: dict[str, Any], duration:
 
 def _batch_problems(recipe: dict[str, Any], num_devices: int) -> Iterator[str]:
     batch, microbatch = recipe["global_train_batch_size"], recipe["device_train_microbatch_size"]
-    if batch % num_devices:
+    share, alike = devices.samples_per_device(recipe, num_devices), devices.replication(recipe)
+    groups = max(1, num_devices // alike)
+    if num_devices % alike:
         yield (
-            f"global_train_batch_size is {batch}, which {num_devices} devices cannot share evenly: "
-            f"choose a multiple of {num_devices}."
+            f"train_loader.dataset.replication is {alike}, which does not divide {num_devices} devices into groups: "
+            "set it to the size of a tensor- or context-parallel group."
         )
-    elif microbatch != "auto" and microbatch > batch // num_devices:
+    elif batch % groups:
+        yield (
+            f"global_train_batch_size is {batch}, which {groups} {'devices' if alike == 1 else 'groups of devices'} "
+            f"cannot share evenly: choose a multiple of {groups}."
+        )
+    elif microbatch != "auto" and microbatch > share:
         yield (
             f"device_train_microbatch_size is {microbatch}, but each of {num_devices} devices gets only "
-            f"{batch // num_devices} of {batch} sequences: lower it, or use fewer devices."
+            f"{share} of {batch} sequences: lower it, or use fewer devices."
         )
 
 

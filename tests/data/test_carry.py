@@ -120,7 +120,7 @@ SHAPE = DataShape(NAMES, "data", 50, 32, shuffle_seed=1, shuffle_block_size=40, 
 @pytest.mark.parametrize("into", [0, 1, 777, 1599, 1600])
 def test_a_checkpoint_within_a_round_restores_what_is_owed(into: int) -> None:
     rng = np.random.default_rng(4)
-    plan = plan_of(PAPER, 1600).following(rng.dirichlet(np.ones(7))).following(rng.dirichlet(np.ones(7)))
+    plan = plan_of(PAPER, 1600, batch_size=32).following(rng.dirichlet(np.ones(7))).following(rng.dirichlet(np.ones(7)))
     assert any(plan.owed)
     state = json.loads(json.dumps(save_state(plan, plan.begin + into, SHAPE)))
     assert restore_plan(state, SHAPE) == plan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,22 @@ def test_ranks_and_restarts_do_not_matter(data: Path, eval_data: Path, tmp_path:
             assert nearest < 1e-5
     for ranks in (two, three, four):
         assert all(rank["proportions"] == ranks[0]["proportions"] for rank in ranks)
+
+
+def test_a_group_of_ranks_that_gets_the_same_samples_trains_as_one(
+    make_data: Callable[..., Path], eval_data: Path, tmp_path: Path
+) -> None:
+    """Samples and tokens count once, so rounds end where they do without groups. The domains have sub-streams."""
+    data = make_data(code=8300, web=2100, books=200)
+    expected = Recorder()
+    alone = make_trainer(data, eval_data, expected, duration="6ba")
+    assert alone.state.train_dataloader.dataset.rounds.at(0).lanes == 4
+    alone.fit()
+    alone.close()
+    job = {"train_data": data, "eval_data": eval_data, "duration": "6ba", "dataset": {"replication": 2}}
+    for rank in results(start(2, tmp_path / "2", **job), tmp_path / "2"):
+        assert [[tuple(row) for row in batch] for batch in rank["batches"]] == expected.batches
+        assert np.allclose(rank["proportions"], expected.proportions, atol=1e-5)
 
 
 def test_the_losses_so_far_are_in_a_sharded_checkpoint(data: Path, eval_data: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from benchmarks.streaming_speed import write_index
 from tests.data.helpers import open_dataset
@@ -44,8 +45,10 @@ def test_memory_is_that_of_the_shard_index(tmp_path: Path) -> None:
     assert peaks[10**9][1] < 1.05 * peaks[10**6][1] + 10_000 < 2_000_000
 
 
-def test_a_round_touches_the_shards_of_few_blocks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sub_streams", [1, 16])
+def test_a_round_touches_the_shards_of_few_blocks(tmp_path: Path, sub_streams: int) -> None:
     write_index(tmp_path / "web", shards=SHARDS, samples=10**9)  # 2,000,000 per shard: a block is one shard
-    dataset = open_dataset(tmp_path, proportions={"web": 1.0}, shuffle_block_size=1 << 18, update_interval=1000)
+    sizes = {"shuffle_block_size": 1 << 18, "update_interval": 1000, "sub_streams": sub_streams}
+    dataset = open_dataset(tmp_path, proportions={"web": 1.0}, **sizes)
     shards = dataset.shards_of(dataset._sample_ids(dataset.rounds._newest, np.arange(4000)))
-    assert len(np.unique(shards)) == 1
+    assert len(np.unique(shards)) == sub_streams

@@ -79,7 +79,7 @@ def make_trainer(
     shape = {"local": str(train_data), "proportions": PROPORTIONS, "update_interval": ROUND, "vocab_size": 256}
     train_loader = build_dynamic_streaming_dataloader(
         None,
-        GLOBAL_BATCH // dist.get_world_size(),
+        GLOBAL_BATCH * (dataset or {}).get("replication", 1) // dist.get_world_size(),
         {**shape, "shuffle_block_size": 40, **(dataset or {})},
         **{"num_workers": 0, **(loader or {})},
     )
