@@ -165,6 +165,9 @@ def _differences(checkpoint: Checkpoint, recipe: dict[str, Any], times: Mapping[
     seed = checkpoint.load("rank_zero_seed")
     if seed is not None and seed != recipe["seed"]:
         yield f"seed is {recipe['seed']}, but it was {seed}"
+    dataset, saved = recipe["train_loader"].get("dataset") or {}, checkpoint.dataset()
+    if Path(checkpoint.path).is_dir() and saved and "sub_streams" not in saved and dataset.get("sub_streams", 16) != 1:
+        yield "train_loader.dataset.sub_streams is not 1, as it was: earlier versions knew no other"
     settings = recipe["optimizer"]
     name = resolve("optimizer", settings["name"]).__name__
     groups = checkpoint.load("optimizers", name, "param_groups")

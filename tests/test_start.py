@@ -58,6 +58,7 @@ def recipe(folder: Path, **changes: Any) -> dict[str, Any]:
         "global_train_batch_size": 8,
         "seed": 7,
         "optimizer": optimizer,
+        "train_loader": {},
         "fsdp_config": None,
         **changes,
     }
@@ -149,6 +150,21 @@ def test_a_run_that_goes_on_from_a_sharded_checkpoint_saves_what_that_one_has(
     start = find_start(recipe(tmp_path, fsdp_config={"state_dict_type": "sharded"}), shapes)
     assert (start.path, start.saves_generation) == (str(tmp_path / "ep0-ba4"), held)
     assert find_start(recipe(written), shapes).saves_generation  # of one file nothing is asked
+
+
+def test_a_sharded_checkpoint_of_before_sub_streams_goes_on_only_without_them(
+    written: Path, shapes: dict[str, tuple[int, ...]], tmp_path: Path
+) -> None:
+    def put(content: dict[str, Any]) -> None:
+        content["state"]["dataset_state"] = {"train": {"domains": ["a"], "samples_used": [32]}}
+
+    sharded(written / SECOND, tmp_path / "ep0-ba4", put)
+    (tmp_path / "latest-rank0.pt").symlink_to("ep0-ba4")
+    settings = {"fsdp_config": {"state_dict_type": "sharded"}}
+    with pytest.raises(InputError, match=r"train_loader\.dataset\.sub_streams is not 1, as it was"):
+        find_start(recipe(tmp_path, **settings), shapes)
+    settings["train_loader"] = {"dataset": {"sub_streams": 1}}
+    assert find_start(recipe(tmp_path, **settings), shapes).path == str(tmp_path / "ep0-ba4")
 
 
 def clean(folder: Path, barrier: Barrier, results: Any) -> None:

@@ -78,8 +78,6 @@ def save_state(plan: RoundPlan, sample: int, shape: DataShape) -> dict[str, Any]
         "global_batch_size": shape.global_batch_size,
         "shuffle_seed": plan.seed,
         "shuffle_block_size": shape.shuffle_block_size,
-        "sub_streams": shape.sub_streams,
-        "lanes": plan.lanes,
         "data": shape.fingerprint,
         "shards": list(shape.shards),
         "first": dict(shape.first),
@@ -88,6 +86,8 @@ def save_state(plan: RoundPlan, sample: int, shape: DataShape) -> dict[str, Any]
         "samples_used": plan.used_at(sample).tolist(),
         "owed": list(plan.owed),
     }
+    # Without these a state is as earlier versions saved it: a sharded checkpoint has to hold all that is asked of it.
+    state |= {"sub_streams": shape.sub_streams, "lanes": plan.lanes} if shape.sub_streams > 1 else {}
     return state | ({"unfinished": list(shape.unfinished)} if shape.unfinished else {})
 
 

@@ -55,6 +55,16 @@ def test_states_of_earlier_versions_go_on(data: Path, expected: list[Numbers], l
     assert train(dataset, 1, after=mixes()) == expected[3:4]
 
 
+def test_without_sub_streams_a_state_has_just_what_earlier_versions_saved(data: Path) -> None:
+    """A sharded checkpoint has to hold all that the run which goes on from it would save."""
+    now, before = (set(open_dataset(data, sub_streams=count).state_dict(12)) for count in (16, 1))
+    assert now - before == {"sub_streams", "lanes"}
+    assert before == {
+        "round", "sample", "sample_in_round", "update_interval", "global_batch_size", "shuffle_seed", "data", "domains",
+        "shuffle_block_size", "shards", "first", "proportions", "samples_used", "owed",
+    }  # fmt: skip
+
+
 def test_data_prepared_again_with_the_same_sizes_is_noticed(data: Path, tmp_path: Path) -> None:
     shutil.copytree(data, tmp_path / "data")
     shutil.rmtree(tmp_path / "data" / "web")
