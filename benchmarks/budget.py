@@ -38,7 +38,11 @@ COSTS = {
         "sequences of 2048 tokens per second and worker",
         "`python -m benchmarks.streaming_speed`, on a busy machine",
     ),
-    "amplification": Cost(math.inf, "of a node's share of the data that it fetches", "all nodes read all shards"),
+    "amplification": Cost(
+        1.2,
+        "of a node's share of the data that it fetches, at most",
+        "a test's bound; 1.003 by `python -m benchmarks.scale`",
+    ),
     "peak": Cost(989e12, "FLOP/s of an H100, bfloat16, dense", "data sheet"),
     "mfu": Cost(0.4, "of the peak", "assumption"),
     "state": Cost(12, "bytes per parameter of a checkpoint: weights and Adam's moments, float32", "the format"),
@@ -113,7 +117,7 @@ def tables() -> tuple[str, str]:
 
 
 def _unit(value: float) -> str:
-    return "no bound" if math.isinf(value) else f"{value:.3g}"
+    return f"{value:.3g}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
