@@ -25,7 +25,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from llmshearing.arguments import number, whole
 from llmshearing.errors import InputError, cli
-from llmshearing.fileio import check_file_can_be_written, write_text
+from llmshearing.fileio import check_file_can_be_written, refuse_address, write_text
 from llmshearing.reference_loss.evaluate import causal_config, load_model
 from llmshearing.tokenizer import model_tokenizer
 from llmshearing.tune.chats import Chat, read_prompts
@@ -184,6 +184,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on a GPU, else float32")
     arguments = vars(parser.parse_args(argv))
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    refuse_address(arguments["out"], "answers are written", "Give a path, and copy them there afterwards.")
     out = Path(arguments.pop("out"))
     key_path = out.with_name(f"{out.name.removesuffix('.jsonl')}.key.jsonl")
     for path in (out, key_path):

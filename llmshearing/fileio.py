@@ -50,6 +50,7 @@ def check_file_can_be_written(path: str | Path) -> None:
     Raises:
         InputError: it could not, or there is something else than a file.
     """
+    refuse_address(path, "this file is written", "Give a path, and copy it there afterwards.")
     path = Path(path)
     try:
         if path.exists() and not path.is_file():
@@ -89,19 +90,39 @@ def give_json(path: str | Path | None, value: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Parse a JSON file.
+    """Parse a JSON file of this machine, or of an object store.
 
     Raises:
         InputError: the file is missing, cannot be read or is not JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(_read(path))
     except FileNotFoundError as error:
         raise InputError(f"There is no file '{path}'.") from error
     except OSError as error:
         raise InputError(f"'{path}' cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"'{path}' is not valid JSON: {error}.") from error
+
+
+def _read(path: str | Path) -> str:
+    if "://" not in str(path):
+        return Path(path).read_text(encoding="utf-8")
+    from llmshearing import storage  # which needs this module
+
+    if storage.is_remote(path) and storage.info(path) is None:
+        raise FileNotFoundError
+    return storage.read_bytes(path).decode()
+
+
+def refuse_address(path: str | Path, what: str, remedy: str) -> None:
+    """Refuse an address where only a path will do; as a path it would be one of a folder called ``s3:``.
+
+    Raises:
+        InputError: it is one.
+    """
+    if "://" in str(path):
+        raise InputError(f"'{path}' is an address, but {what} on a disk of this machine. {remedy}")
 
 
 def digest_of_files(paths: Iterable[Path]) -> str:
@@ -170,6 +191,7 @@ def check_new_folder(path: str | Path, *, overwrite: bool) -> Path:
     """
     if not str(path):
         raise InputError("The folder to create is ''; give it a name.")
+    refuse_address(path, "this folder is created", "Give a path, and copy it there afterwards.")
     try:
         found = Path(path).resolve()
         if found.is_dir():

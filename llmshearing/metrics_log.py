@@ -109,6 +109,10 @@ class MetricsLog(LoggerDestination):
                 self._refused.add(key)
                 log.warning("The metric '%s' is no number (%s) and is left out of '%s'.", key, type(value), self.path)
 
+    def upload_file(self, state: State, remote_file_name: str, file_path: Path, *, overwrite: bool) -> None:
+        """Write what was logged before a checkpoint, which is saved before :meth:`run_event` of its event."""
+        self._flush()
+
     def close(self, state: State, logger: Logger) -> None:
         self._flush()
 

@@ -12,8 +12,10 @@ import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from llmshearing.addresses import check_addresses
 from llmshearing.devices import fsdp_version
 from llmshearing.errors import InputError, one_line, unknown_name
+from llmshearing.fileio import refuse_address
 from llmshearing.registry import COMPONENTS, LISTED
 from llmshearing.schema import KEYS, REQUIRED, Mapping, unfit
 
@@ -47,6 +49,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
 
 
 def _read(path: str | Path) -> DictConfig:
+    refuse_address(path, "a recipe is read from a file", "Copy it there, and give the path.")
     if not Path(path).is_file():
         raise InputError(f"There is no recipe '{path}'.")
     try:
@@ -146,6 +149,7 @@ def _check(recipe: dict[str, Any], path: str | Path) -> dict[str, Any]:
         complete["device_train_microbatch_size"] = 1  # Composer finds one by itself under FSDP1 alone
     for key in ("eval_interval", "save_interval"):
         complete[key] = _in_batches(key, complete[key], complete["max_duration"])
+    check_addresses(complete)
     return complete
 
 

@@ -59,14 +59,6 @@ def find_start(recipe: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) ->
     if path is None:
         _check_free(folder, recipe, 0)
         return Start(None)
-    if "://" in path:
-        log.warning(
-            "load_path '%s' is not on a disk of this machine: Composer unpickles it, which runs its code, and nothing "
-            "is checked before. Copy it here first, unless you trust who wrote it.",
-            path,
-        )
-        _check_free(folder, recipe, 0)
-        return Start(path, weights_only=recipe["load_weights_only"])
     with open_checkpoint(path) as checkpoint:
         return _check(checkpoint, recipe, shapes, own=own is not None)
 

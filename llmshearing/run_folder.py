@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from llmshearing.errors import InputError, naming
+from llmshearing.storage import files_below, has_bucket, is_remote
 
 log = logging.getLogger(__name__)
 
@@ -19,10 +20,10 @@ _held: dict[Path, IO[str]] = {}  # locks of this process, which it gives up wher
 
 def folder_problem(save_folder: str) -> str | None:
     """Why a run cannot save there, with the remedy; ``None`` if it can. Writes nothing."""
-    if "://" in save_folder:
-        return f"save_folder is '{save_folder}', but a run's folder must be on a disk: give a path."
     if "{" in save_folder:
         return f"save_folder is '{save_folder}'; write values of the recipe as ${{run_name}}, with a dollar sign."
+    if is_remote(save_folder):
+        return _address_problem(save_folder)
     path = Path(save_folder).absolute()
     try:
         there = next(above for above in (path, *path.parents) if above.exists())
@@ -33,6 +34,19 @@ def folder_problem(save_folder: str) -> str | None:
     except OSError as error:
         return f"save_folder is '{save_folder}', which cannot be: {error.strerror}."
     return None
+
+
+def _address_problem(save_folder: str) -> str | None:
+    if save_folder.partition("://")[2].strip("/").count("/") < 2:  # the run's folder is the one above
+        return f"save_folder is '{save_folder}'; give it two folders in the bucket at least, such as run/checkpoints."
+    try:
+        if has_bucket(save_folder):
+            files_below(save_folder)
+            return None
+        scheme, _, rest = save_folder.partition("://")
+        return f"save_folder: there is no bucket '{scheme}://{rest.partition('/')[0]}'. Make it, or correct the name."
+    except InputError as error:
+        return f"save_folder: {error}"
 
 
 def claim(run: Path) -> None:

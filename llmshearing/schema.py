@@ -228,12 +228,12 @@ KEYS: dict[str, Key] = {
     "fsdp_config": Key(Mapping("{activation_checkpointing: true}"), None, "settings of FSDP2; none for plain DDP"),
     "compile_config": Key(Mapping("{mode: default}"), None, "arguments of torch.compile; none to run as written"),
     "save_folder": Key(
-        Text("a folder"), REQUIRED, "RUN/checkpoints; RUN also gets recipe.yaml and metrics.jsonl"
+        Text("a folder"), REQUIRED, "RUN/checkpoints, or its address; RUN also gets recipe.yaml and metrics.jsonl"
     ),
     "save_interval": Key(Time("ba", "sp", "tok", "dur"), "1dur", "how often a checkpoint is written; one at the end"),
     "save_num_checkpoints_to_keep": Key(Number(-1), -1, "the newest ones; -1 for all"),
     "save_overwrite": Key(Boolean(), False, "whether checkpoints of an earlier run may be replaced"),
-    "load_path": Key(Text("a checkpoint's file or folder"), None, "checkpoint to start from"),
+    "load_path": Key(Text("a checkpoint's file or folder"), None, "checkpoint to start from, or its address"),
     "load_weights_only": Key(Boolean(), False, "take only the weights of load_path, and start at batch 0"),
     "autoresume": Key(Boolean(), False, "go on from the newest checkpoint in save_folder"),
     "device": Key(Choice("cpu", "gpu", "mps"), None, "the GPU where there is one, if left out"),

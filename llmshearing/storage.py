@@ -12,7 +12,6 @@ What goes wrong with an address is an :class:`InputError` that names it; with a 
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -97,6 +96,17 @@ def info(place: Place) -> Info | None:
         system, key = _resolve(place)
         found = system.get_file_info(key)
         return Info(found.size, found.mtime_ns or 0) if found.is_file else None
+
+
+def has_bucket(address: str) -> bool:
+    """Whether the bucket of an address is there.
+
+    Raises:
+        InputError: the store cannot be asked, or does not say so to everybody.
+    """
+    with reporting(address):
+        system, key = _resolve(address)
+        return bool(system.get_file_info(key.partition("/")[0]).type.value)
 
 
 def files_below(place: Place) -> dict[str, Info]:
@@ -205,21 +215,6 @@ def entity_tag(place: Place) -> str | None:
     with open_input(place) as file, reporting(place):
         found: dict[str, bytes] = file.metadata() or {}
         return next((value.decode().strip('"') for name, value in found.items() if name.lower() == "etag"), None)
-
-
-def read_json(place: Place) -> Any:
-    """Parse a JSON file.
-
-    Raises:
-        InputError: it is not there, cannot be read or is not JSON.
-    """
-    if not is_remote(place):
-        return fileio.read_json(os.fspath(place))
-    data = read_bytes(place)
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"'{place}' is not valid JSON: {error}.") from error
 
 
 def write_json(place: Place, value: Any) -> None:

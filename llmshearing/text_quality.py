@@ -67,7 +67,7 @@ def text_quality(
     configs = {name: causal_config(name) for name in (source, *models)}
     texts = {name: config.get_text_config() for name, config in configs.items()}
     vocab_size = min(config.vocab_size for config in texts.values())
-    domains = open_split(data, "eval", vocab_size=vocab_size)
+    domains = open_split(data, "eval", vocab_size=vocab_size, lazy=True)
     rows = {}
     for domain, dataset in domains.items():
         for config in texts.values():

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from composer import Trainer
-from composer.callbacks import CheckpointSaver
 from composer.core import Evaluator
 from composer.utils import dist, get_device
 from composer.utils.reproducibility import seed_all
@@ -22,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llmshearing import environment, nodes
 from llmshearing.compute import write_training_compute
+from llmshearing.copies import parent_of
 from llmshearing.devices import check_device, parallelism, samples_per_device, sharded
 from llmshearing.dry_run.checks import Checked, check
 from llmshearing.dry_run.parts import Findings, check_length, open_data, teacher_shape
@@ -37,28 +39,29 @@ from llmshearing.pruning.scores import Scores
 from llmshearing.recipe import load_recipe
 from llmshearing.registry import build
 from llmshearing.resume import Start, find_start
-from llmshearing.run_folder import claim
+from llmshearing.run_place import RunPlace
 from llmshearing.together import problems_of_all, several, together
 from llmshearing.tokenizer import load_tokenizer
-from llmshearing.unfinished import checkpoints, newest_checkpoint
+from llmshearing.unfinished import newest_checkpoint
 
 log = logging.getLogger("llmshearing.train")  # also where the module is run, as __main__
 
 # Recipe keys that are the Trainer's own arguments of the same name.
 _PASSED_ON = (
-    "run_name", "seed", "max_duration", "eval_interval", "compile_config", "save_folder", "save_interval",
-    "save_num_checkpoints_to_keep", "save_overwrite", "device", "dist_timeout",
-    "log_to_console", "console_log_interval",
+    "run_name", "seed", "max_duration", "eval_interval", "compile_config", "device", "dist_timeout", "log_to_console",
+    "console_log_interval",
 )  # fmt: skip
+_PLACED = ("save_folder", "save_interval", "save_num_checkpoints_to_keep", "save_overwrite")
 
 
-def build_trainer(recipe: dict[str, Any]) -> Trainer | None:
+def build_trainer(recipe: dict[str, Any], place: RunPlace | None = None) -> Trainer | None:
     """Build everything that a recipe describes.
 
     All that a dry run checks comes first, data included, then the checkpoint to start from, and weights last.
 
     Args:
         recipe: complete, from :func:`~llmshearing.recipe.load_recipe`.
+        place: where the run writes; as the recipe says if ``None``.
 
     Returns:
         The Trainer; ``None`` where the run is finished already.
@@ -66,6 +69,7 @@ def build_trainer(recipe: dict[str, Any]) -> Trainer | None:
     Raises:
         InputError: a setting that cannot work, before any training.
     """
+    place = place or RunPlace(recipe)
     check_device(recipe["device"])
     device = get_device(recipe["device"])
     nodes.choose_interface()
@@ -81,7 +85,7 @@ def build_trainer(recipe: dict[str, Any]) -> Trainer | None:
     findings.refuse()
     tokenizer = load_tokenizer(recipe["tokenizer"], recipe["max_seq_len"])
     train_loader, evaluators = _build_data(recipe, tokenizer, findings)
-    start = _start(recipe, checked.tensors)
+    start = _start(place, checked.tensors)
     if start.finished:
         log.warning("Run '%s' is finished: '%s' is at %s.", recipe["run_name"], start.path, recipe["max_duration"])
         return None
@@ -97,34 +101,34 @@ def build_trainer(recipe: dict[str, Any]) -> Trainer | None:
         optimizers=_build(recipe, "optimizer", params=model.parameters()),
         schedulers=_build(recipe, "scheduler"),
         algorithms=algorithms,
-        callbacks=callbacks,
-        loggers=[MetricsLog(Path(recipe["save_folder"]).parent), *_progress(recipe), *loggers],
+        callbacks=[*callbacks, *place.checkpoint_saver()],
+        loggers=[MetricsLog(place.folder), *_progress(recipe), *loggers, *([place.uploader] if place.uploader else [])],
         progress_bar=False,  # of which a log file shows nothing
         device_train_microbatch_size=_microbatch_size(recipe["device_train_microbatch_size"], device.name),
         parallelism_config=parallelism(recipe["fsdp_config"]),
         load_path=start.path,
         load_weights_only=start.weights_only,
-        # On a disk that is found above: Composer's own search has all nodes write and remove one file there.
-        autoresume=recipe["autoresume"] and "://" in recipe["save_folder"],
+        autoresume=False,  # found above: Composer's own search has all nodes write and remove one file there
         precision="fp32" if device.name == "cpu" and recipe["precision"] == "amp_bf16" else recipe["precision"],
         **{key: recipe[key] for key in _PASSED_ON},
+        **{key: place.recipe[key] for key in _PLACED},
     )
     trainer.logger.log_hyperparameters(_flat(recipe))
     if dist.get_global_rank() == 0:
-        _note_compute(recipe, checked, evaluators)
+        _note_compute(place.folder, recipe, checked, evaluators)
         if recipe["autoresume"]:
-            _count_earlier_checkpoints(trainer, Path(recipe["save_folder"]))
+            place.count_earlier_checkpoints(trainer.state)
     return trainer
 
 
-def _note_compute(recipe: dict[str, Any], checked: Checked, evaluators: Sequence[Any]) -> None:
+def _note_compute(folder: Path, recipe: dict[str, Any], checked: Checked, evaluators: Sequence[Any]) -> None:
     scores = recipe["algorithms"].get("targeted_pruning", {}).get("scores")
     # A teacher of the hub is here by now, but was not when the recipe was checked.
     teacher = checked.teacher or teacher_shape(recipe, checked.source, checked.tokenizer, Findings())
     if teacher is None and "source_distillation" in recipe["algorithms"]:
         log.warning("The sizes of the teacher are not known here, so `report compute` does not count it.")
     write_training_compute(
-        Path(recipe["save_folder"]).parent,
+        folder,
         checked.source,
         teacher,
         seq_len=recipe["max_seq_len"],
@@ -134,75 +138,79 @@ def _note_compute(recipe: dict[str, Any], checked: Checked, evaluators: Sequence
     )
 
 
-def _count_earlier_checkpoints(trainer: Trainer, folder: Path) -> None:
-    """Of ``save_num_checkpoints_to_keep`` Composer counts only those of this process: every resume would leave one."""
-    earlier = [str(path / "shards" if path.is_dir() else path) for path in reversed(checkpoints(folder))]
-    for callback in trainer.state.callbacks:
-        if isinstance(callback, CheckpointSaver):
-            callback.saved_checkpoints[:0] = earlier  # of a sharded one it removes the folder that the path is in
-
-
 def train(recipe: dict[str, Any]) -> None:
     """Build and fit; the run's folder gets the resolved recipe, metrics and checkpoints.
 
     Raises:
         InputError: a setting that cannot work, or a checkpoint that cannot be written.
     """
-    trainer = build_trainer(recipe)
+    place = RunPlace(recipe)
+    try:
+        _train(recipe, place)
+    finally:
+        place.close()
+
+
+def _train(recipe: dict[str, Any], place: RunPlace) -> None:
+    trainer = build_trainer(recipe, place)
     if trainer is None:
         return
-    if dist.get_global_rank() == 0:
-        run = Path(recipe["save_folder"]).parent
-        write_text(run / "recipe.yaml", OmegaConf.to_yaml(OmegaConf.create(recipe)))
-        environment.record(run, dist.get_world_size())
     try:
+        if dist.get_global_rank() == 0:
+            write_text(place.folder / "recipe.yaml", OmegaConf.to_yaml(OmegaConf.create(recipe)))
+            environment.record(place.folder, dist.get_world_size())
         with naming(recipe["save_folder"]), cpu_autocast(recipe["precision"], trainer.state.device.name):
             trainer.fit()
     except BaseException as error:
         trainer.engine.close()  # the Trainer's own would wait for other ranks, which may be gone
+        place.give_up()
+        # Of a worker, the message holds its traceback.
+        if isinstance(error, RuntimeError) and (shard := re.search(r"Shard '.*' cannot be fetched .*", str(error))):
+            raise InputError(shard[0]) from error
         if not isinstance(error, RuntimeError) or "PytorchStreamWriter failed" not in str(error):
             raise  # but for all that torch says of a full disk
         raise InputError(
-            f"A checkpoint could not be written to '{recipe['save_folder']}': {one_line(error)[:200]}. Free some space "
-            "there and run the command again."
+            f"A checkpoint could not be written to '{place.recipe['save_folder']}': {one_line(error)[:200]}. Free some "
+            "space there and run the command again."
         ) from error
     trainer.close()
+    place.finish()
     if dist.get_global_rank() == 0:
-        if sharded(recipe["fsdp_config"]) and "://" not in recipe["save_folder"]:
+        if sharded(recipe["fsdp_config"]) and place.address is None:
             newest_checkpoint(Path(recipe["save_folder"]))  # of Composer's ranks each removes the link that one makes
         log.info("Next: %s", _next(recipe))
 
 
 def _next(recipe: dict[str, Any]) -> str:
     """What makes a model's folder of the run's checkpoint."""
-    run = Path(recipe["save_folder"]).parent
-    pruned = "targeted_pruning" in recipe["algorithms"]
-    step, out = ("shear", run.parent / "sheared") if pruned else ("export", run.parent / "final")
-    checkpoint = f"{recipe['save_folder']}/latest-rank0.pt"
+    above = parent_of(parent_of(recipe["save_folder"])) or "."
+    step, name = ("shear", "sheared") if "targeted_pruning" in recipe["algorithms"] else ("export", "final")
+    checkpoint, out = f"{recipe['save_folder']}/latest-rank0.pt", f"{above}/{name}"
     return command(f"python -m llmshearing.convert {step} {{checkpoint}} {{out}}", checkpoint=checkpoint, out=out)
 
 
-def _start(recipe: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Start:
+def _start(place: RunPlace, shapes: Mapping[str, tuple[int, ...]]) -> Start:
     """Take the run's folder and choose the checkpoint to start from, on rank 0 for all.
 
     Raises:
         InputError: on all ranks, see :func:`find_start`; or nodes whose disks differ.
     """
     chosen: list[Start | None] = [None]
-    folder = Path(recipe["save_folder"])
+    recipe = place.recipe
     with together():
-        if dist.get_global_rank() == 0:
-            claim(folder.parent)
-    if several():
+        place.claim()
+    if several() and place.address is None:
+        folder = Path(recipe["save_folder"])
         nodes.check_disks(folder, sharded=sharded(recipe["fsdp_config"]), autoresume=recipe["autoresume"])
-    with together():
+    place.fetch()
+    with together(), place.naming():
         if dist.get_global_rank() == 0:
             chosen = [find_start(recipe, shapes)]
     dist.broadcast_object_list(chosen)  # nobody looks for checkpoints before
     assert chosen[0] is not None
-    if several() and chosen[0].path is not None and "://" not in chosen[0].path:
-        nodes.check_copies(chosen[0].path)
-    return chosen[0]
+    if (path := place.here(chosen[0].path)) is not None and several() and path == chosen[0].path:
+        nodes.check_copies(path)
+    return replace(chosen[0], path=path)
 
 
 def _build_data(

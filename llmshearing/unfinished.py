@@ -8,6 +8,7 @@ import re
 import secrets
 import shutil
 import zipfile
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,12 +24,14 @@ _REMOVED = ".removed-"
 
 def checkpoints(folder: Path) -> list[Path]:
     """A folder's checkpoints, newest first: files ``ep0-ba30-rank0.pt``, and folders ``ep0-ba30`` of sharded ones."""
-    found = [
-        (int(match[1]), int(match[2]), path)
-        for path in (folder.iterdir() if folder.is_dir() else ())
-        if (match := _CHECKPOINT.fullmatch(path.name)) is not None
-    ]
-    return [path for _, _, path in sorted(found, reverse=True)]
+    names = (path.name for path in folder.iterdir()) if folder.is_dir() else ()
+    return [folder / name for name in newest_first(names)]
+
+
+def newest_first(names: Iterable[str]) -> list[str]:
+    """Those of some names that are of checkpoints, the newest first."""
+    found = [(int(match[1]), int(match[2]), name) for name in names if (match := _CHECKPOINT.fullmatch(name))]
+    return [name for _, _, name in sorted(found, reverse=True)]
 
 
 def batch_of(checkpoint: Path) -> int:

@@ -115,6 +115,7 @@ def _become(request: dict[str, Any]) -> None:
     """Take over what a new process has of its own, and what Python and libraries read when they start."""
     import numpy
     import torch
+    from composer.utils import checkpoint
 
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -136,6 +137,7 @@ def _become(request: dict[str, Any]) -> None:
     for name, value in request["limits"].items():
         resource.setrlimit(getattr(resource, name), (value, value))
     tempfile.tempdir = None
+    checkpoint._TORCH_DISTRIBUTED_CHECKPOINTS_FILENAME = f"__{environment.get('RANK', 0)}_0.distcp"
     numpy.random.seed()
     torch.default_generator.seed()
     if threads := environment.get("OMP_NUM_THREADS"):

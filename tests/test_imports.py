@@ -51,6 +51,20 @@ if __name__ == "__main__":
     assert (tmp_path / "out" / "manifest.json").exists()
 
 
+def test_work_on_this_machine_needs_no_client_of_a_store() -> None:
+    """Our own modules; streaming and Composer import theirs where they need them."""
+    root = Path(llmshearing.__file__).parent
+    for path in root.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not {"boto3", "botocore", "google"} & {name.split(".")[0] for name in names}, path
+    modules = "convert.commands, report.__main__, score, storage, copies, addresses, data.loaders, run_place"
+    code = "import sys; sys.modules['boto3'] = sys.modules['botocore'] = None\n"  # as where they are not installed
+    code += f"import {', '.join(f'llmshearing.{name}' for name in modules.split(', '))}"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.parametrize("name", llmshearing.__all__)
 def test_public_names_are_there(name: str) -> None:
     assert getattr(llmshearing, name).__name__ == name

@@ -8,6 +8,7 @@ import pytest
 
 from llmshearing import storage
 from llmshearing.errors import InputError
+from llmshearing.fileio import read_json
 from tests.object_store import Store
 
 
@@ -66,10 +67,10 @@ def test_files_are_copied_to_a_place_and_from_it(place: str, tmp_path: Path) -> 
 def test_json_is_written_and_read(place: str) -> None:
     value = {"a": [1, "ü", None]}
     storage.write_json(f"{place}/a.json", value)
-    assert storage.read_json(f"{place}/a.json") == value
+    assert read_json(f"{place}/a.json") == value
     storage.write_bytes(f"{place}/a.json", b"{")
     with pytest.raises(InputError, match="a.json' is not valid JSON"):
-        storage.read_json(f"{place}/a.json")
+        read_json(f"{place}/a.json")
 
 
 def test_equal_contents_of_a_store_have_equal_tags(store: Store, tmp_path: Path) -> None:

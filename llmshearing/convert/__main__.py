@@ -11,6 +11,7 @@ import torch
 from llmshearing.convert.commands import export, shear
 from llmshearing.errors import InputError, cli
 from llmshearing.following import say_next
+from llmshearing.storage import is_remote
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9}
@@ -127,7 +128,10 @@ def main() -> None:
             "shear": "composer -m llmshearing.train RECIPE variables.sheared={out}",
             "export": "python -m llmshearing.text_quality {out} --source MODEL --data DATA",
         }
-        say_next(after[arguments.command], out=arguments.out)
+        if is_remote(arguments.out):
+            say_next(after[arguments.command] + "  # COPY: of {place}", out="COPY", place=arguments.out)
+        else:
+            say_next(after[arguments.command], out=arguments.out)
     except KeyboardInterrupt:  # said already; a traceback adds nothing
         raise SystemExit(130) from None
 

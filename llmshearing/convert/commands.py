@@ -23,10 +23,12 @@ from llmshearing.convert.sharded import Sharded
 from llmshearing.convert.single_file import SingleFile
 from llmshearing.convert.stored import StoredTensor
 from llmshearing.convert.weight_files import DTYPES, Entry, write_shards
+from llmshearing.copies import followed, local_copy
 from llmshearing.data.start import order_of
 from llmshearing.errors import InputError
 from llmshearing.pruning.scores import Scores
 from llmshearing.pruning.shear import Placement
+from llmshearing.storage import is_remote
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +39,16 @@ _BYTES_IN_FLIGHT = 2_000_000  # of a tensor: stays in the processor's cache, and
 def open_checkpoint(path: str | Path) -> Iterator[Checkpoint]:
     """Open a checkpoint file (``ep0-ba100-rank0.pt``), the folder of a sharded one (``ep0-ba100``), or a model's.
 
-    A link is followed once, so that what is read is of one checkpoint while training saves the next.
+    A link is followed once, so that what is read is of one checkpoint while training saves the next. Of an address, all
+    of it is copied to this machine first.
 
     Raises:
         InputError: not a checkpoint, incomplete, or holding objects that would have to run code to be read.
     """
+    if is_remote(path):
+        with local_copy(followed(str(path))) as copy, open_checkpoint(copy) as checkpoint:
+            yield checkpoint
+        return
     try:
         found = Path(path).resolve(strict=True)
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a character that no path has
@@ -85,7 +92,7 @@ def shear(
     """
     if (scores is None) != (target is None):
         raise InputError("Scores and a target go together: give both --scores and --target, or neither.")
-    out = check_output(out, overwrite=overwrite, source=path)
+    place = check_output(out, overwrite=overwrite, source=path)
     with open_checkpoint(path) as checkpoint:
         config, tokenizer = checkpoint.huggingface()
         shears = by_masks(checkpoint, config) if scores is None else by_scores(checkpoint, config, scores, target or {})
@@ -113,7 +120,7 @@ def shear(
 
             wide = [_entry(tensor, placement, torch.float32, path) for tensor, placement in placed]
             fitting = open_fit(tensors, wide, config, shears, data=fit, num_sequences=fit_sequences)
-        with output_folder(out, overwrite=overwrite) as folder:
+        with output_folder(place, overwrite=overwrite) as folder:
             if fitting is not None:
                 write_shards(folder, fitted_entries(fitting, entries), max_shard_bytes=max_shard_bytes)
                 record["fit"] = fitting.finish()
@@ -121,7 +128,7 @@ def shear(
                 write_shards(folder, entries, max_shard_bytes=max_shard_bytes)
             write_files(folder, {**files, "shearing.json": as_json(record, path)})
             checkpoint.check_unchanged()
-    log.info("Sheared to %s, %d parameters: '%s'.", shears.target, shears.target.num_parameters(), out)
+    log.info("Sheared to %s, %d parameters: '%s'.", shears.target, shears.target.num_parameters(), place)
 
 
 def export(
@@ -133,7 +140,7 @@ def export(
     overwrite: bool = False,
 ) -> None:
     """Write a dense checkpoint as a Hugging Face folder. Arguments and errors as for :func:`shear`."""
-    out = check_output(out, overwrite=overwrite, source=path)
+    place = check_output(out, overwrite=overwrite, source=path)
     with open_checkpoint(path) as checkpoint:
         if checkpoint.algorithm(ALGORITHM) is not None:
             raise InputError(f"'{path}' is a pruning checkpoint, whose masks `export` would lose. Use `shear`.")
@@ -144,11 +151,11 @@ def export(
             for name, tensor in select(checkpoint.tensors, shape, path).items()
         ]
         files = folder_files(config, tokenizer, entries[0].dtype, path, generation=checkpoint.generation())
-        with output_folder(out, overwrite=overwrite) as folder:
+        with output_folder(place, overwrite=overwrite) as folder:
             write_shards(folder, entries, max_shard_bytes=max_shard_bytes)
             write_files(folder, files)
             checkpoint.check_unchanged()
-    log.info("Exported %d tensors, %d parameters: '%s'.", len(entries), shape.num_parameters(), out)
+    log.info("Exported %d tensors, %d parameters: '%s'.", len(entries), shape.num_parameters(), place)
 
 
 def _entry(tensor: StoredTensor, placement: Placement, dtype: torch.dtype | None, path: str | Path) -> Entry:

@@ -8,29 +8,36 @@ import os
 import re
 import shutil
 import signal
+import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
 from safetensors import SafetensorError
 
+from llmshearing import fileio
+from llmshearing.copies import publish_folder
 from llmshearing.errors import InputError
-from llmshearing.fileio import cannot_write, check_new_folder, files_below, new_folder
+from llmshearing.fileio import cannot_write, check_new_folder, new_folder
+from llmshearing.storage import files_below, info, is_remote
 
 log = logging.getLogger(__name__)
 
+_CONFIG = "config.json"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def check_output(out: str | Path, *, overwrite: bool, source: str | Path) -> Path:
-    """Refuse a place for the output before any work; returns it with links followed.
+def check_output(out: str | Path, *, overwrite: bool, source: str | Path) -> Path | str:
+    """Refuse a place for the output before any work; returns a path with links followed, or the address.
 
     Raises:
         InputError: it exists and ``overwrite`` is false, or it holds anything but a model; it is ``source``, what is to
             be converted, or holds it; it cannot be written.
     """
+    if is_remote(out):
+        return _check_address(str(out).rstrip("/"), overwrite=overwrite, source=str(source).rstrip("/"))
     found = check_new_folder(out, overwrite=overwrite)
     if found.is_dir():
         read = Path(source).resolve()
@@ -40,11 +47,26 @@ def check_output(out: str | Path, *, overwrite: bool, source: str | Path) -> Pat
     return found
 
 
+def _check_address(out: str, *, overwrite: bool, source: str) -> str:
+    """The same of an address."""
+    there = files_below(out)
+    if info(out) is not None:
+        raise InputError(f"'{out}' exists already and is not a folder. Choose another place.")
+    if there and not overwrite:
+        raise InputError(f"'{out}' exists already. Choose another place, or pass --overwrite to replace it.")
+    if there and f"{source}/".startswith(f"{out}/"):
+        raise InputError(f"'{out}' is or holds '{source}', which is to be read. Choose another place.")
+    if there:
+        _check_files_replaceable(out, there)
+    return out
+
+
 @contextmanager
-def output_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
+def output_folder(out: Path | str, *, overwrite: bool) -> Iterator[Path]:
     """Yield a temporary sibling of ``out`` to fill; it becomes ``out`` only when the block succeeds.
 
-    A signal that ends the process does so when the temporary folder is gone, or has become ``out``.
+    A signal that ends the process does so when the temporary folder is gone, or has become ``out``. What goes to an
+    address is made in a temporary folder of this machine, and then copied, ``config.json`` last.
 
     Args:
         out: the place, from :func:`check_output`.
@@ -54,13 +76,19 @@ def output_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
         InputError: it cannot be written, or something else appeared there.
     """
     signals = _Signals()
+    if isinstance(out, str):
+        with signals.held(), tempfile.TemporaryDirectory(prefix="llmshearing-") as temporary, signals.raised():
+            folder = Path(temporary)
+            yield folder
+            publish_folder(folder, out, last=_CONFIG)
+        return
     try:
         _remove_leftovers(out)
         with signals.held(), ExitStack() as lock, new_folder(out, overwrite=overwrite) as folder:
             lock.callback(os.close, _lock(folder)[0])
             with signals.raised():
                 yield folder
-                for path in files_below(folder):
+                for path in fileio.files_below(folder):
                     path.chmod(0o644)  # safetensors' 0600 would lock out the users who share a run folder
             if overwrite and out.is_dir():
                 _check_replaceable(out)  # as it is by now
@@ -75,8 +103,15 @@ def _check_replaceable(folder: Path) -> None:
     below = next((path.name for path in sorted(folder.iterdir()) if path.is_dir()), None)
     if below is not None:
         raise InputError(f"'{folder}' holds the folder '{below}', so it is not replaced. Choose another place.")
-    weights = any(next(folder.glob(pattern), None) for pattern in ("*.safetensors", "*.bin"))
-    if not weights or not (folder / "config.json").is_file():
+    _check_files_replaceable(folder, [path.name for path in folder.iterdir()])
+
+
+def _check_files_replaceable(folder: Path | str, names: Iterable[str]) -> None:
+    names = set(names)
+    below = next((name.partition("/")[0] for name in sorted(names) if "/" in name), None)
+    if below is not None:
+        raise InputError(f"'{folder}' holds the folder '{below}', so it is not replaced. Choose another place.")
+    if _CONFIG not in names or not any(name.endswith((".safetensors", ".bin")) for name in names):
         raise InputError(
             f"'{folder}' is not a Hugging Face model (config.json and weights), so it is not replaced. Choose another "
             "place."

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from streaming import Stream
 from streaming.base.format.base.reader import Reader
@@ -16,6 +18,36 @@ log = logging.getLogger(__name__)
 def is_remote(stream: Stream) -> bool:
     """Whether the stream's local folder is a cache, and not the only copy."""
     return stream.remote not in (None, stream.local)
+
+
+@dataclass(frozen=True)
+class DataBytes:
+    """Bytes of prepared data.
+
+    Args:
+        here: already on this machine's disk, where it is read.
+        fetched: to download.
+        cached: of what is fetched, as it lies in the cache.
+    """
+
+    here: int = 0
+    fetched: int = 0
+    cached: int = 0
+
+    def __add__(self, other: DataBytes) -> DataBytes:
+        return DataBytes(self.here + other.here, self.fetched + other.fetched, self.cached + other.cached)
+
+
+def data_bytes(stream: Stream, shards: Iterable[Reader], *, keep_zip: bool) -> DataBytes:
+    """What the shards of a stream take."""
+    raw = [sum(info.bytes for info, _ in shard.file_pairs) for shard in shards]
+    zipped = [sum((packed or info).bytes for info, packed in shard.file_pairs) for shard in shards]
+    if not is_remote(stream):
+        return DataBytes(here=sum(zipped))
+    kept = sum(
+        whole + (packed if keep_zip and packed != whole else 0) for whole, packed in zip(raw, zipped, strict=True)
+    )
+    return DataBytes(fetched=sum(zipped), cached=kept)
 
 
 def name_of(shard: Reader) -> str:

@@ -65,7 +65,8 @@ class DynamicStreamingDataset(ShardedDataset):
         batch_size: samples per rank and batch, as in the DataLoader.
         local: a folder with one MDS folder per domain, named like the domain; or the folder of each domain. Where
             ``remote`` is given, the cache.
-        remote: where to fetch shards from, in the same form. ``None``, also for single domains: all are in ``local``.
+        remote: where to fetch shards from, in the same form, such as ``s3://bucket/data/train``. ``None``, also for
+            single domains: all are in ``local``.
         start: samples of each domain that earlier stages used, with the same shards, ``shuffle_seed``,
             ``shuffle_block_size`` and ``sub_streams``, up to the end of a round; they come again only when a pass is
             over. Or the path of a ``shearing.json``, which knows these, is refused where they differ, and may be of a

@@ -10,7 +10,7 @@ from streaming.base.world import World
 from torch.utils.data import Dataset
 
 from llmshearing.data.arguments import opens
-from llmshearing.data.cache import fetch
+from llmshearing.data.cache import DataBytes, data_bytes, fetch
 from llmshearing.data.opening import process_group
 from llmshearing.data.shards import ShardBounds, check_index
 from llmshearing.data.tokens import TokenDecoder, check_columns
@@ -31,6 +31,7 @@ class DomainDataset(Dataset):
         seq_len: tokens per sample, checked. ``None``: as the data has it.
         vocab_size: token ids must be below it. ``None``: not checked.
         validate_hash: hash algorithm to check fetched shards with; the data must have been written with it.
+        lazy: fetch a shard when a sequence of it is asked for, on this process alone, and not all when it is opened.
 
     Raises:
         InputError: there is no such data, or it does not fit.
@@ -45,6 +46,7 @@ class DomainDataset(Dataset):
         seq_len: int | None = None,
         vocab_size: int | None = None,
         validate_hash: str | None = None,
+        lazy: bool = False,
     ) -> None:
         with together(), opens(f"domain '{domain}' in {local!r}, remote {remote!r}"):
             stream = Stream(
@@ -57,8 +59,9 @@ class DomainDataset(Dataset):
             )
             check_index(stream)
             self._shards = stream.get_shards(World.detect(), allow_unsafe_types=False)
+        self._stream, self._absent = stream, set(range(len(self._shards))) if lazy else set()
         with process_group(), together():
-            if dist.get_local_rank() == 0:
+            if dist.get_local_rank() == 0 and not lazy:
                 for shard in self._shards:
                     fetch(stream, shard)
         sizes = np.array([shard.samples for shard in self._shards], np.int64)
@@ -75,9 +78,16 @@ class DomainDataset(Dataset):
         """Tokens per sequence, where the index or the settings say it."""
         return self._decode.seq_len
 
+    def stored(self) -> DataBytes:
+        """What the data takes, here and in the cache."""
+        return data_bytes(self._stream, self._shards, keep_zip=False)
+
     def __len__(self) -> int:
         return self._length
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         shard, place = self._bounds[index]
+        if shard in self._absent:
+            fetch(self._stream, self._shards[shard])
+            self._absent.remove(shard)
         return self._decode(self._shards[shard][place], f"Sample {index} of domain '{self._domain}'")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import sys
 import tempfile
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +23,12 @@ MANIFEST = "manifest.json"
 
 
 def open_split(
-    data: str | Path, split: str, *, cache: str | Path | None = None, vocab_size: int | None = None
+    data: str | Path,
+    split: str,
+    *,
+    cache: str | Path | None = None,
+    vocab_size: int | None = None,
+    lazy: bool = False,
 ) -> dict[str, DomainDataset]:
     """Every domain of a split, by name and in the order of names.
 
@@ -31,12 +38,14 @@ def open_split(
         split: ``train`` or ``eval``.
         cache: folder that data is fetched to from where it is. ``None``: a folder is read where it lies.
         vocab_size: token ids must be below it. ``None``: not checked.
+        lazy: of an address, fetch only the shards of the sequences that are read; without ``cache`` to a temporary
+            folder, which goes with the process.
 
     Raises:
         InputError: there is no domain, or one cannot be read.
     """
     if cache is not None or "://" in str(data):
-        return _open_remote(str(data), split, cache, vocab_size)
+        return _open_remote(str(data), split, cache, vocab_size, lazy)
     root = Path(data)
     root = root / split if (root / split).is_dir() else root
     folders = {index.parent.name: index.parent for index in sorted(root.glob("*/index.json"))}
@@ -48,7 +57,12 @@ def open_split(
     return {domain: DomainDataset(domain, str(folder), vocab_size=vocab_size) for domain, folder in folders.items()}
 
 
-def _open_remote(url: str, split: str, cache: str | Path | None, vocab_size: int | None) -> dict[str, DomainDataset]:
+def _open_remote(
+    url: str, split: str, cache: str | Path | None, vocab_size: int | None, lazy: bool
+) -> dict[str, DomainDataset]:
+    if cache is None and lazy:
+        cache = tempfile.mkdtemp(prefix="llmshearing-")
+        weakref.finalize(sys.modules[__name__], shutil.rmtree, cache, ignore_errors=True)  # also where a process exits
     if cache is None:
         raise InputError(f"'{url}' is not on this machine. Give --cache FOLDER for what is fetched from there.")
     root = url.rstrip("/")
@@ -59,7 +73,11 @@ def _open_remote(url: str, split: str, cache: str | Path | None, vocab_size: int
         domains = sorted(read_json(manifest)["domains"])
     return {
         domain: DomainDataset(
-            domain, os.path.join(cache, split, domain), remote=f"{root}/{split}/{domain}", vocab_size=vocab_size
+            domain,
+            os.path.join(cache, split, domain),
+            remote=f"{root}/{split}/{domain}",
+            vocab_size=vocab_size,
+            lazy=lazy,
         )
         for domain in domains
     }
@@ -100,7 +118,7 @@ def in_turns(data: str | Path, number: int, *, vocab_size: int, longest: int) ->
     Raises:
         InputError: the data cannot be read, or its sequences are longer, or of less than two tokens.
     """
-    domains = open_split(data, "train", vocab_size=vocab_size)
+    domains = open_split(data, "train", vocab_size=vocab_size, lazy=True)
     number = min(number, sys.maxsize)
     each = -(-number // len(domains))
     turns = itertools.chain.from_iterable(itertools.zip_longest(*(spread(d, each) for d in domains.values())))

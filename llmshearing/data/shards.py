@@ -27,7 +27,7 @@ from streaming.base.format import reader_from_json
 from streaming.base.shared import SharedMemory
 
 from llmshearing.data.arguments import opens
-from llmshearing.data.cache import check_only_copy, flaw, is_remote, name_of
+from llmshearing.data.cache import DataBytes, check_only_copy, data_bytes, flaw, is_remote, name_of
 from llmshearing.data.opening import opening, process_group
 from llmshearing.errors import InputError
 from llmshearing.fileio import read_json
@@ -80,7 +80,8 @@ class ShardedDataset(StreamingDataset):
                         f"cache_limit deletes the shards it has no room for, but '{stream.local}' is their only copy. "
                         "Leave cache_limit out, or set remote."
                     )
-        with opens(f"local is {streams[0].local!r}"):
+        fetched = f", remote is {streams[0].remote!r}" if is_remote(streams[0]) else ""
+        with opens(f"local is {streams[0].local!r}{fetched}"):
             try:
                 with opening(ShardBounds):
                     super().__init__(streams=streams, cache_limit=cache_limit, **settings)
@@ -167,6 +168,15 @@ class ShardedDataset(StreamingDataset):
                 f"Shard '{name}' is damaged: sample {sample_id} cannot be read ({error}). Delete it and fetch or "
                 "prepare it again."
             ) from error
+
+    def stored(self) -> DataBytes:
+        """What the data takes, here and in the cache."""
+        found = DataBytes()
+        for stream, begin, count in zip(
+            self.streams, self.shard_offset_per_stream, self.shards_per_stream, strict=True
+        ):
+            found += data_bytes(stream, self.shards[int(begin) : int(begin + count)], keep_zip=stream.keep_zip)
+        return found
 
     def shards_of(self, sample_ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """The shard of each of ``sample_ids``, (n,)."""

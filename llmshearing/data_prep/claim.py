@@ -24,6 +24,7 @@ from typing import Any
 
 from llmshearing import storage
 from llmshearing.errors import InputError
+from llmshearing.fileio import read_json
 from llmshearing.storage import Place, join
 
 #: Seconds between two signs of life, and without any until a claim is taken for abandoned.
@@ -61,7 +62,7 @@ def claimed(out: Place, work: Place) -> Iterator[Callable[[], None]]:
 def _claimed_address(out: Place, place: str) -> Iterator[Callable[[], None]]:
     owner = {"run": uuid.uuid4().hex, "host": socket.gethostname(), "process": os.getpid()}
     before = storage.info(place)
-    earlier: dict[str, Any] = storage.read_json(place) if before else {}
+    earlier: dict[str, Any] = read_json(place) if before else {}
     storage.write_json(f"{place}.{owner['run']}", owner)  # asks the store for its time, and whether it can be written
     now = storage.info(f"{place}.{owner['run']}")
     storage.remove(f"{place}.{owner['run']}")
@@ -82,7 +83,7 @@ def _claimed_address(out: Place, place: str) -> Iterator[Callable[[], None]]:
             raise InputError(f"Another run has taken '{out}' over. Wait for it; the same command goes on from here.")
 
     def renew() -> None:
-        if storage.info(place) is None or storage.read_json(place) != owner:
+        if storage.info(place) is None or read_json(place) != owner:
             lost.set()
         else:
             storage.write_json(place, owner)

@@ -16,6 +16,7 @@ from llmshearing.data_prep.corpus import SourceFile
 from llmshearing.data_prep.holdout import EvalDocuments
 from llmshearing.data_prep.tokenize_file import read_index
 from llmshearing.data_prep.work import new_files, read_array
+from llmshearing.fileio import read_json
 from llmshearing.storage import Place, join
 
 #: A document of the eval split: hash of its text, where its tokens begin in its part, and how many they are.
@@ -57,14 +58,14 @@ def eval_path(packed: Place, domain: str) -> str:
 
 def read_eval_documents(packed: Place, domain: str) -> EvalDocuments:
     """A domain's eval documents."""
-    record = storage.read_json(eval_path(packed, domain))
+    record = read_json(eval_path(packed, domain))
     return EvalDocuments(tuple(record["hashes"]), record["limit"])
 
 
 def counted_part(packed: Place, file: SourceFile) -> PartCounts | None:
     """What :func:`count_part` has found, or None where it has not."""
     record = counted_path(packed, file, ".json")
-    return None if storage.info(record) is None else PartCounts(**storage.read_json(record))
+    return None if storage.info(record) is None else PartCounts(**read_json(record))
 
 
 def count_part(file: SourceFile, copies: NDArray[np.int64], *, work: Place, packed: Place) -> PartCounts:

@@ -14,6 +14,7 @@ from llmshearing import storage
 from llmshearing.data_prep.engine import Update, complete
 from llmshearing.data_prep.tasks import Job, Result, Task
 from llmshearing.errors import InputError
+from llmshearing.fileio import read_json
 from llmshearing.storage import join
 
 #: How often a task is begun anew whose worker or node was lost.
@@ -107,7 +108,7 @@ def _perform(references: list[Any], task: Task[Result], argument: Any) -> tuple[
 
 def _check_seen(job: Job) -> None:
     place = join(job.work, "run.json")
-    if storage.info(place) is None or storage.read_json(place) != job.run:
+    if storage.info(place) is None or read_json(place) != job.run:
         raise InputError(
             f"The machine {socket.gethostname()} of the Ray cluster does not see '{job.work}'. OUT has to be a folder "
             "that all machines share, or an address."

@@ -23,6 +23,7 @@ from llmshearing.data_prep.corpus import Domains
 from llmshearing.data_prep.tokenize_file import file_sha256
 from llmshearing.data_prep.work import UNFINISHED, new_files
 from llmshearing.errors import InputError
+from llmshearing.fileio import read_json
 from llmshearing.storage import Place, join
 
 SPLITS = ("train", "eval")
@@ -41,12 +42,12 @@ def complete_manifest(out: Place, settings: dict[str, Any], domains: Domains) ->
     place, record = join(out, "manifest.json"), join(out, "input.json")
     if not _is_there(place):
         return None
-    manifest = storage.read_json(place)
+    manifest = read_json(place)
     # What has no entry where it was not asked for is compared, too.
     wanted = {"dedup": None, **{key: value for key, value in settings.items() if key != "input"}}
     _check_same(wanted, manifest, place)
     try:
-        _check_same_input(storage.read_json(record), domains, out)
+        _check_same_input(read_json(record), domains, out)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"'{record}' was not written by data_prep/prepare.py. Choose another OUT, or remove that one."
@@ -72,7 +73,7 @@ def work_folder(out: Place, settings: dict[str, Any]) -> Iterator[tuple[str, str
     with claimed(out, work) as check:
         place = join(work, "settings.json")
         if _is_there(place):
-            _check_same({key: settings[key] for key in TOKENIZING}, storage.read_json(place), place)
+            _check_same({key: settings[key] for key in TOKENIZING}, read_json(place), place)
         elif any(_is_there(join(out, split)) for split in SPLITS):
             raise InputError(f"'{out}' holds data of something else: it has no manifest.json. Choose another OUT.")
         storage.remove(join(work, UNFINISHED))  # of workers that were killed

@@ -23,6 +23,7 @@ from llmshearing.data_prep.pack import SplitCounts, plan_shards, warn_of_losses
 from llmshearing.data_prep.tasks import Job, count, find_copies, hold, pack, sort
 from llmshearing.data_prep.work import write_array
 from llmshearing.errors import InputError
+from llmshearing.fileio import read_json
 from llmshearing.storage import join
 
 #: Shards that are one task.
@@ -53,7 +54,7 @@ def pack_corpus(
     packed = packing_folder(job.work, hashlib.blake2b(repr(made_of).encode(), digest_size=8).hexdigest())
     record = join(packed, "domains.json")
     if storage.info(record) is not None:
-        return packed, storage.read_json(record)
+        return packed, read_json(record)
     chosen = _hold_out(parts, job, packed)
     counts = _count(parts, dedup, job, packed, engine)
     for domain, counted in counts.items():

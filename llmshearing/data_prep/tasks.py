@@ -25,6 +25,7 @@ from llmshearing.data_prep.tokenize_file import TokenizedFile, file_sha256, fini
 from llmshearing.data_prep.tokenizer import Encoder
 from llmshearing.data_prep.work import part_path
 from llmshearing.errors import InputError
+from llmshearing.fileio import read_json
 from llmshearing.storage import Info, join
 
 Result = TypeVar("Result")
@@ -79,7 +80,7 @@ def digest(job: Job, argument: tuple[SourceFile, Info]) -> Generator[int, None, 
     """The SHA-256 of a file of a disk, which has this size and time."""
     file, info = argument
     place = part_path(job.work, file, ".sha256.json")
-    record: dict[str, Any] = storage.read_json(place) if storage.info(place) else {}
+    record: dict[str, Any] = read_json(place) if storage.info(place) else {}
     if Info(record.get("bytes", -1), record.get("mtime_ns", -1)) != info:
         _check_same_file(file, info)
         record = {**asdict(info), "sha256": file_sha256(file.path)}
@@ -117,7 +118,7 @@ def pack(job: Job, argument: tuple[ShardRange, str]) -> Generator[int, None, lis
     """Pack a range of shards; returns their entries for the index."""
     shards, packed = argument
     record = join(packed, "shards", shards.domain, f"{shards.first}-{shards.last}.json")
-    entries: list[dict[str, Any]] = storage.read_json(record) if storage.info(record) else []
+    entries: list[dict[str, Any]] = read_json(record) if storage.info(record) else []
     if entries:
         yield shards.end - shards.begin
         return entries

@@ -23,6 +23,7 @@ from llmshearing.data_prep.readers import BadLine, BlankLine, Document, Item, re
 from llmshearing.data_prep.tokenizer import Encoder
 from llmshearing.data_prep.work import new_files, part_path, read_elements
 from llmshearing.errors import InputError
+from llmshearing.fileio import read_json
 from llmshearing.storage import Info, Place
 
 #: One document of an index: hash of its text, and its number of tokens.
@@ -76,7 +77,7 @@ def finished_part(work: Place, file: SourceFile, info: Info | None = None) -> To
     place = part_path(work, file, ".json")
     if storage.info(place) is None:
         return None
-    part = TokenizedFile(**storage.read_json(place))
+    part = TokenizedFile(**read_json(place))
     return part if Info(part.bytes, part.mtime_ns) == (info or storage.info(file.path)) else None
 
 

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from llmshearing.copies import parent_of
 from llmshearing.data.prepared import MANIFEST, open_split, spread
 from llmshearing.downstream.suites import Entry
 from llmshearing.errors import InputError, unknown_name
 from llmshearing.fileio import read_json
+from llmshearing.storage import info, join
 from llmshearing.text_quality import NUM_CHOICES, questions
 
 log = logging.getLogger(__name__)
@@ -125,7 +127,7 @@ def rows_of_data(entry: Entry, tokenizer: PreTrainedTokenizerBase) -> dict[str, 
     assert entry.data is not None
     size = len(tokenizer)
     _check_vocabulary(entry.data, tokenizer)
-    domains = open_split(entry.data, "eval", vocab_size=size)
+    domains = open_split(entry.data, "eval", vocab_size=size, lazy=True)
     for domain in entry.domains:
         if domain not in domains:
             raise unknown_name(f"domain of '{entry.data}'", domain, domains)
@@ -155,8 +157,8 @@ def rows_of_data(entry: Entry, tokenizer: PreTrainedTokenizerBase) -> dict[str, 
 
 def _check_vocabulary(data: str, tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse a tokenizer of another size than the one that the data was prepared with, where its manifest is here."""
-    paths = (Path(data) / MANIFEST, Path(data).parent / MANIFEST)
-    manifest: Any = next((read_json(path) for path in paths if path.is_file()), {})
+    paths = (join(data, MANIFEST), join(parent_of(data) or ".", MANIFEST))
+    manifest: Any = next((read_json(path) for path in paths if info(path) is not None), {})
     recorded = (manifest.get("tokenizer") if isinstance(manifest, dict) else None) or {}
     size = max(tokenizer.get_vocab().values(), default=-1) + 1
     if recorded.get("vocab_size", size) != size:

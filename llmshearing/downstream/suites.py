@@ -9,8 +9,10 @@ from typing import Any
 
 import yaml
 
+from llmshearing.copies import name_of
 from llmshearing.errors import InputError, one_line, unknown_name
 from llmshearing.schema import Boolean, Kind, Number, Text, unfit
+from llmshearing.storage import is_remote
 
 KINDS = ("choices", "completion")
 #: Metrics that are shares of questions: shown in percent, and averaged.
@@ -114,8 +116,11 @@ def read_suite(name: str | Path) -> Suite:
     if name in SUITES:
         return SUITES[name]
     path = Path(name)
-    if path.is_dir():
-        return Suite(path.resolve().name, tuple(Entry(kind, data=name, kind=kind) for kind in KINDS))
+    if path.is_dir() or is_remote(name):
+        return Suite(
+            name_of(name) if is_remote(name) else path.resolve().name,
+            tuple(Entry(kind, data=name, kind=kind) for kind in KINDS),
+        )
     if not path.is_file():
         if path.suffix or len(path.parts) > 1:
             raise InputError(f"There is no file '{name}' of a suite. Give one, or one of {', '.join(SUITES)}.")

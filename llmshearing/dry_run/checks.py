@@ -9,10 +9,12 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from llmshearing.architecture.shapes import ModelShape
+from llmshearing.copies import followed
 from llmshearing.dry_run import parts, schedule
 from llmshearing.dry_run.parts import Findings
 from llmshearing.errors import InputError
 from llmshearing.run_folder import folder_problem
+from llmshearing.storage import files_below, info, is_remote
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def check(recipe: dict[str, Any], *, num_devices: int, findings: Findings) -> Ch
             findings.problems.append(problem)
     if (unwritable := folder_problem(recipe["save_folder"])) is not None:
         findings.problems.append(unwritable)
-    if (path := recipe["load_path"]) is not None and "://" not in path and not Path(path).exists():
+    if (path := recipe["load_path"]) is not None and not _is_there(path):
         findings.absent.append(f"checkpoint '{path}' of load_path: what it holds is not checked")
     model = parts.build_model(recipe["model"], findings)
     source = ModelShape.from_hf_config(model.model.config)
@@ -78,3 +80,11 @@ def check(recipe: dict[str, Any], *, num_devices: int, findings: Findings) -> Ch
     with findings.collect():
         teacher = parts.teacher_shape(recipe, source, tokenizer, findings)
     return Checked(duration, source, target, teacher, tokenizer, tensors)
+
+
+def _is_there(path: str) -> bool:
+    """Whether a checkpoint is at a path or an address."""
+    if not is_remote(path):
+        return Path(path).exists()
+    place = followed(path)
+    return info(place) is not None or bool(files_below(place))

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBa
 from llmshearing.architecture.config import sheared_config
 from llmshearing.architecture.families import FAMILIES
 from llmshearing.architecture.shapes import ModelShape
+from llmshearing.data.cache import DataBytes
 from llmshearing.data.callback import DynamicBatchLoading
 from llmshearing.data.dataset import DynamicStreamingDataset
 from llmshearing.devices import parallelism, samples_per_device
@@ -26,6 +27,7 @@ from llmshearing.pruning.masked import MaskedModel
 from llmshearing.pruning.scores import Scores
 from llmshearing.pruning.target import groups_to_prune
 from llmshearing.registry import build
+from llmshearing.storage import info, is_remote
 from llmshearing.teacher import common_vocabulary, load_own_tokenizer
 from llmshearing.tokenizer import load_tokenizer
 
@@ -196,13 +198,15 @@ def check_scores(path: Any, source: ModelShape, findings: Findings) -> None:
 
 
 def _absent_file(value: Any) -> str | None:
-    return value if isinstance(value, str) and not Path(value).is_file() else None
+    return value if isinstance(value, str) and info(value) is None else None
 
 
 def _absent_suite(name: str, settings: Mapping[str, Any] | None) -> str | None:
     """The file, or folder of prepared data, of downstream tasks that is still to be made."""
     suite = (settings or {}).get("suite")
-    if name != "downstream_evaluation" or not isinstance(suite, str) or "/" not in suite or Path(suite).exists():
+    if name != "downstream_evaluation" or not isinstance(suite, str) or "/" not in suite or is_remote(suite):
+        return None
+    if Path(suite).exists():
         return None
     return suite
 
@@ -214,6 +218,7 @@ class Data:
     sequences: dict[str, int]  # of training, by domain
     shares: dict[str, float]  # of the first round
     eval_sequences: int
+    eval_bytes: DataBytes
     train: DynamicStreamingDataset
 
 
@@ -246,7 +251,8 @@ def open_data(recipe: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | No
         train.unlink()
     evaluators = build_recipe_evaluators(recipe, sequences, tokenizer)
     evaluation: list[Any] = [each.dataloader.dataloader for each in evaluators]
-    return Data(sequences, shares, sum(len(loader.dataset) for loader in evaluation), train)
+    eval_bytes = sum((loader.dataset.stored() for loader in evaluation), DataBytes())
+    return Data(sequences, shares, sum(len(loader.dataset) for loader in evaluation), eval_bytes, train)
 
 
 def check_length(dataset: DynamicStreamingDataset, max_seq_len: int) -> None:

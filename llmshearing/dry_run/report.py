@@ -17,11 +17,13 @@ from composer.utils import dist, get_device
 
 from llmshearing.architecture.shapes import ModelShape
 from llmshearing.compute import forward_flops, training_flops
+from llmshearing.data.cache import DataBytes
 from llmshearing.devices import check_device
 from llmshearing.dry_run import estimates, parts, schedule
 from llmshearing.dry_run.checks import check
+from llmshearing.dry_run.disk import disk
 from llmshearing.dry_run.parts import Data, Findings
-from llmshearing.dry_run.transfers import download_lines
+from llmshearing.dry_run.transfers import bytes_of_node, download_lines
 from llmshearing.errors import InputError, unknown_name
 from llmshearing.schema import Number, unfit
 
@@ -111,9 +113,10 @@ def describe(recipe: dict[str, Any], devices: Devices, findings: Findings) -> li
         share = target.num_parameters() / source.num_parameters()
         lines += [f"target      {target}: {target.num_parameters():,} parameters, {share:.1%} of the model"]
     lines += _data_lines(data, recipe, checked.duration)
+    lines += _cost_lines(source, recipe, checked.duration, devices, data, checked.teacher)
     if data is not None:
         lines += download_lines(data.train, checked.duration, nodes=devices.num_nodes)
-    return lines + _cost_lines(source, recipe, checked.duration, devices, data, checked.teacher)
+    return [*lines, _disk_line(source, recipe, checked.duration, devices, data)]
 
 
 def _data_lines(data: Data | None, recipe: Mapping[str, Any], duration: float) -> list[str]:
@@ -174,6 +177,27 @@ def _cost_lines(
         f"compute     about {flops:.2e} FLOP (estimate{of_what}{without}): {_number(hours)} device-hours at {rate}, "
         f"{_number(hours / devices.num_devices)} hours on {devices.num_devices}",
     ]
+
+
+def _disk_line(
+    shape: ModelShape, recipe: Mapping[str, Any], duration: float, devices: Devices, data: Data | None
+) -> str:
+    needed = disk(
+        recipe,
+        parameters=shape.num_parameters(),
+        batches=duration,
+        saves=duration / max(1.0, schedule.batches(recipe["save_interval"], dict(recipe), "save_interval")),
+        train=bytes_of_node(data.train, duration, nodes=devices.num_nodes) if data else DataBytes(),
+        evaluation=data.eval_bytes if data else DataBytes(),
+        num_nodes=devices.num_nodes,
+    )
+    gb = {name: f"{value / 1e9:.3g}" for name, value in {**vars(needed), "total": needed.total}.items()}
+    without = "" if data else ", without data"
+    return (
+        f"disk        about {gb['total']} GB on each of {devices.num_nodes} nodes (estimate{without}): data here "
+        f"{gb['data']}, cache {gb['cache']}, checkpoints {gb['checkpoints']}, metrics {gb['records']}, temporary "
+        f"{gb['temporary']}; download in all {gb['download']} GB, in the store {gb['store']} GB"
+    )
 
 
 def _number(value: float) -> str:

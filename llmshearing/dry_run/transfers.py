@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from streaming.base.util import bytes_to_int
 
-from llmshearing.data.cache import is_remote
+from llmshearing.data.cache import DataBytes, is_remote
 from llmshearing.data.dataset import DynamicStreamingDataset
 from llmshearing.data.downloads import Downloads, downloads
 
@@ -18,9 +18,7 @@ def download_lines(train: DynamicStreamingDataset, batches: float, *, nodes: int
     """The report's lines on it for so many batches; none where all data is local."""
     if not any(map(is_remote, train.streams)):
         return []
-    measure = partial(_downloads, train, batches, nodes)
-    fetched = measure(lambda shard, _: shard.get_zip_size() or shard.get_raw_size())
-    kept = measure(lambda shard, keep_zip: shard.get_persistent_size(keep_zip))
+    fetched, kept = _transfers(train, batches, nodes)
     limit = "" if train.cache_limit is None else f" (cache_limit: {_size(bytes_to_int(train.cache_limit))})"
     lines = [
         f"download    at most {_size(fetched.by_node.max())} to each of {nodes} nodes at the first round's shares, "
@@ -33,6 +31,21 @@ def download_lines(train: DynamicStreamingDataset, batches: float, *, nodes: int
             remedy = "give each domain more shards, rounds more batches, or batches a multiple of sub_streams sequences"
         lines += [f"download    the data is read in {lanes} parts, which several nodes download each: {remedy}"]
     return lines
+
+
+def bytes_of_node(train: DynamicStreamingDataset, batches: float, *, nodes: int) -> DataBytes:
+    """What the node that reads most downloads of the training data and has in its cache, and what is here already."""
+    here = train.stored().here
+    if not any(map(is_remote, train.streams)):
+        return DataBytes(here=here)
+    fetched, kept = _transfers(train, batches, nodes)
+    return DataBytes(here=here, fetched=int(fetched.by_node.max()), cached=int(kept.by_node.max()))
+
+
+def _transfers(train: DynamicStreamingDataset, batches: float, nodes: int) -> tuple[Downloads, Downloads]:
+    measure = partial(_downloads, train, batches, nodes)
+    fetched = measure(lambda shard, _: shard.get_zip_size() or shard.get_raw_size())
+    return fetched, measure(lambda shard, keep_zip: shard.get_persistent_size(keep_zip))
 
 
 def _downloads(

@@ -15,13 +15,20 @@ from urllib.parse import urlsplit
 
 import huggingface_hub
 
+from llmshearing.fileio import refuse_address
+
 log = logging.getLogger(__name__)
 
 _SECONDS = 5.0
 
 
 def hub_options(name: str) -> dict[str, Any]:
-    """What to add to a ``from_pretrained(name)``: only files that are here, where the hub cannot be reached."""
+    """What to add to a ``from_pretrained(name)``: only files that are here, where the hub cannot be reached.
+
+    Raises:
+        InputError: ``name`` is an address of an object store, which transformers does not read.
+    """
+    refuse_address(name, "a model or tokenizer is read from a folder", "Copy it there, and give the folder.")
     if Path(name).is_dir() or is_reachable():
         return {}
     return {"local_files_only": True}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from llmshearing.architecture.shapes import ModelShape
 from llmshearing.new_recipe.plan import Machine, Plan
+from llmshearing.storage import is_remote
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ class Job:
     own: Mapping[str, bool | int]
     machine: Machine
     plan: Plan
+
+    @property
+    def remote(self) -> bool:
+        """Whether the data lies in an object store."""
+        return is_remote(self.data)
 
     @property
     def pruned(self) -> str:

@@ -80,6 +80,11 @@ def _variables(job: Job, stage: str, named: Mapping[str, tuple[str, str]]) -> li
         ("variables:", "values used below as ${variables.NAME}"),
         (f"  data: {_quoted(job.data)}", "str: where data_prep/prepare.py wrote"),
         (f"  run: {_quoted(f'{job.run}/{stage}')}", "str: everything this run writes"),
+        *(
+            [(f"  cache: {_quoted(f'{job.run}/cache')}", "str: shards of the data on this machine")]
+            if job.remote
+            else []
+        ),
         *((f"  {name}: {_quoted(value)}", comment) for name, (value, comment) in named.items()),
         ("", _NO_COMMENT),
         (f"run_name: {_quoted(f'{job.name}-{stage}')}", "str: also names the run in loggers"),
@@ -130,7 +135,7 @@ def _loader(job: Job, mix: list[_Line], training: Training) -> list[_Line]:
         ("train_loader:", "all its keys: llmshearing/data/loaders.py"),
         ("  name: dynamic_streaming", "str: domains in a mix that can move"),
         ("  dataset:", "all its keys: llmshearing/data/dataset.py"),
-        ("    local: ${variables.data}/train", "str: a folder per domain; the cache where `remote` is set"),
+        *_folders(job),
         *mix,
         (f"    update_interval: {training.interval}", "int: batches between updates of the mix"),
         ("    shuffle_seed: 9176", "int: order of samples, the same in both recipes"),
@@ -138,14 +143,27 @@ def _loader(job: Job, mix: list[_Line], training: Training) -> list[_Line]:
         (f"  num_workers: {2 if job.machine.gpu else 0}", "int: processes that read ahead, per device"),
         ("", _NO_COMMENT),
         ("eval_loader:", "one evaluator per domain; all keys: llmshearing/data/evaluation.py"),
-        *(_evaluator(domain) for domain in job.proportions),
+        *(_evaluator(domain, job) for domain in job.proportions),
         ("", _NO_COMMENT),
     ]
 
 
-def _evaluator(domain: str) -> _Line:
-    path = json.dumps(f"${{variables.data}}/eval/{domain}", ensure_ascii=False)
-    return f"  - {{label: {_quoted(domain)}, name: one_domain, local: {path}}}", _NO_COMMENT
+def _folders(job: Job) -> list[_Line]:
+    comment = "str: a folder per domain; the cache where `remote` is set"
+    if not job.remote:
+        return [("    local: ${variables.data}/train", comment)]
+    return [
+        ("    local: ${variables.cache}/train", comment),
+        ("    remote: ${variables.data}/train", "str: where shards are fetched from"),
+    ]
+
+
+def _evaluator(domain: str, job: Job) -> _Line:
+    path, remote = (
+        json.dumps(f"${{variables.{name}}}/eval/{domain}", ensure_ascii=False) for name in ("cache", "data")
+    )
+    places = f"local: {path}, remote: {remote}" if job.remote else f"local: {remote}"
+    return f"  - {{label: {_quoted(domain)}, name: one_domain, {places}}}", _NO_COMMENT
 
 
 def _optimizer(training: Training) -> list[_Line]:

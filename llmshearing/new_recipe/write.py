@@ -15,7 +15,7 @@ from llmshearing.choose_shape.choose import choose
 from llmshearing.choose_shape.rank import target_of
 from llmshearing.data.prepared import open_split
 from llmshearing.errors import InputError
-from llmshearing.fileio import check_file_can_be_written, write_text
+from llmshearing.fileio import check_file_can_be_written, refuse_address, write_text
 from llmshearing.models.config import read_config
 from llmshearing.new_recipe.job import Job
 from llmshearing.new_recipe.plan import Machine, make_plan
@@ -61,6 +61,8 @@ def write_recipes(
         InputError: the model or data cannot be read or do not fit together; a target that cannot be reached; too few
             tokens; recipes that are there already, or cannot be written.
     """
+    for place in (out, run or ""):
+        refuse_address(place, "recipes, and what they write, are", "Give a path; save_folder can be changed in them.")
     paths = [Path(out) / f"{stage}.yaml" for stage in ("prune", "continue")]
     for path in paths:
         if path.exists() and not overwrite:
@@ -78,8 +80,8 @@ def write_recipes(
     selection = "scores" if learned is False else "importance"  # which of them is decided by the budget
     shape, _ = groups_to_prune(source, target, selection=selection)
     check_prunable(config.to_dict(), shape)
-    domains = open_split(data, "train", vocab_size=source.vocab_size)
-    open_split(data, "eval", vocab_size=source.vocab_size)
+    domains = open_split(data, "train", vocab_size=source.vocab_size, lazy=True)
+    open_split(data, "eval", vocab_size=source.vocab_size, lazy=True)
     (seq_len,) = _one({domain.seq_len for domain in domains.values()}, data)
     if seq_len > config.max_position_embeddings:
         raise InputError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,12 @@ from torch import Tensor
 
 from llmshearing.architecture.axes import DIMENSIONS
 from llmshearing.architecture.shapes import ModelShape
+from llmshearing.copies import local_copy
 from llmshearing.errors import InputError
 from llmshearing.fileio import new_file
 from llmshearing.pruning.selection import ScoredUnits
 from llmshearing.pruning.target import UnitGroup, groups_to_prune, resolve_target, unit_groups
+from llmshearing.storage import info
 
 _FORMAT = "1"
 _MARK, NUM_MARKS = "embeddings", 256
@@ -84,10 +85,10 @@ class Scores:
         Raises:
             InputError: there is none, or it is not one of scores.
         """
-        if not os.path.isfile(path):
+        if info(path) is None:
             raise InputError(f"There is no file '{path}'. `python -m llmshearing.score` writes one.")
         try:
-            with safe_open(path, "pt") as file:
+            with local_copy(path) as copy, safe_open(copy, "pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             source = ModelShape.from_dict(json.loads(metadata["source"]))

@@ -5,13 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
+from llmshearing.copies import local_copy
 from llmshearing.errors import cli
 from llmshearing.fileio import check_file_can_be_written, give_json, write_text
-from llmshearing.report.collect import collect
+from llmshearing.report.collect import collect, is_record
 from llmshearing.report.compute import as_json, as_text, compute
 from llmshearing.report.page import render
+from llmshearing.storage import is_remote, join, upload
+
+_PAGE = "report.html"
 
 
 @cli
@@ -26,13 +31,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         description="Draw a run as one HTML file.",
         epilog="`python -m llmshearing.report compute RUN_DIR ...` adds up what runs computed instead; see its --help.",
     )
-    parser.add_argument("folder", metavar="RUN_DIR", type=Path, help="folder that holds metrics.jsonl or stages/")
-    folder: Path = parser.parse_args(given).folder
-    page = folder / "report.html"
-    run = collect(folder)
-    check_file_can_be_written(page)
-    write_text(page, render(run))
-    sys.stdout.write(f"{page}\n")
+    parser.add_argument("folder", metavar="RUN_DIR", help="folder, or its address, that holds metrics.jsonl or stages/")
+    place: str = parser.parse_args(given).folder
+    with local_copy(place, wanted=is_record) as folder:
+        run = collect(folder)
+        if folder == Path(place):
+            check_file_can_be_written(folder / _PAGE)
+        write_text(folder / _PAGE, render(run))
+        if is_remote(place):
+            upload(folder / _PAGE, join(place, _PAGE))
+    sys.stdout.write(f"{join(place, _PAGE) if is_remote(place) else folder / _PAGE}\n")
 
 
 def _compute(given: Sequence[str]) -> None:
@@ -48,7 +56,12 @@ def _compute(given: Sequence[str]) -> None:
     parser.add_argument("--without", metavar="STAGE", nargs="+", default=[], help="names of stages that do not count")
     parser.add_argument("--json", action="store_true", help="write JSON instead")
     arguments = parser.parse_args(given)
-    found = compute(arguments.folders, against=arguments.against, without=arguments.without)
+    with ExitStack() as copies:
+        folders, against = [
+            [str(copies.enter_context(local_copy(folder, wanted=is_record))) for folder in group]
+            for group in (arguments.folders, [arguments.against] if is_remote(arguments.against or "") else [])
+        ]
+        found = compute(folders, against=(against or [arguments.against])[0], without=arguments.without)
     if arguments.json:
         give_json(None, as_json(found))
     else:

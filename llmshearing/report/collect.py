@@ -25,6 +25,9 @@ from llmshearing.report.records import (
     read_summary,
 )
 
+_RECORDS = {
+    "metrics.jsonl", "recipe.yaml", ENVIRONMENTS, COMPUTE, "shearing.json", "summary.json", "downstream.json",
+}  # fmt: skip
 _LAST_BATCH = 2**53  # beyond it, a float is no longer a whole number
 _LARGEST = 1e100  # beyond it, a value cannot be drawn
 
@@ -141,6 +144,11 @@ def read_metrics(path: Path) -> dict[str, Series]:
         key: Series(np.array(sorted(by_batch)), np.array([by_batch[batch] for batch in sorted(by_batch)]))
         for key, by_batch in values.items()
     }
+
+
+def is_record(name: str) -> bool:
+    """Whether a file below a run's folder is one of those that a report is made of."""
+    return name.rpartition("/")[2] in _RECORDS
 
 
 def collect(folder: str | Path) -> Run:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmshearing.errors import InputError
+from llmshearing.fileio import refuse_address
 
 ROLES = ("system", "user", "assistant")
 # Names in ShareGPT's dumps for what chat templates call user and assistant.
@@ -57,6 +58,7 @@ def read_prompts(path: str | Path) -> list[Chat]:
 
 
 def _read(path: str | Path, kind: str) -> list[Chat]:
+    refuse_address(path, "conversations and prompts are read from a file", "Copy it there, and give the path.")
     found, problems = [], []
     for number, line in _lines(Path(path)):
         try:

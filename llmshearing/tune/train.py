@@ -25,7 +25,7 @@ from transformers import (
 
 from llmshearing.convert.output import check_output, output_folder
 from llmshearing.errors import InputError
-from llmshearing.fileio import remove, write_json
+from llmshearing.fileio import refuse_address, remove, write_json
 from llmshearing.models.loading import DTYPE, default_device
 from llmshearing.models.pretrained import is_finite
 from llmshearing.reference_loss.evaluate import causal_config, load_model
@@ -65,7 +65,8 @@ def tune(
     settings.check()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but tuning runs in one process. Start one.")
-    place = check_output(out, overwrite=overwrite, source=model_name)
+    refuse_address(out, "a model is tuned", "Give a path, and copy the folder there afterwards.")
+    place = Path(check_output(out, overwrite=overwrite, source=model_name))
     libraries()
     given = _sampled(read_chats(chats), settings)
     config = causal_config(model_name)

@@ -14,6 +14,7 @@ from llmshearing import storage
 from llmshearing.data_prep import claim
 from llmshearing.data_prep.claim import claimed
 from llmshearing.errors import InputError
+from llmshearing.fileio import read_json
 from tests.object_store import Store
 
 OUT, WORK, PLACE = "s3://bucket/out", "s3://bucket/out/.partial", "s3://bucket/out/.partial/claim.json"
@@ -77,4 +78,4 @@ def test_a_run_whose_claim_was_taken_stops_and_leaves_it(store: Store) -> None:
         time.sleep(3 * claim.HEARTBEAT)
         with pytest.raises(InputError, match="Another run has taken"):
             check()
-    assert storage.read_json(PLACE) == owner("elsewhere", 1)
+    assert read_json(PLACE) == owner("elsewhere", 1)
