@@ -24,8 +24,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from llmshearing.data_prep.corpus import find_corpus
 from llmshearing.data_prep.demo_corpus import standard_library
-from llmshearing.data_prep.readers import Document, find_corpus, read_documents
+from llmshearing.data_prep.readers import Document, read_documents
 from llmshearing.data_prep.tokenizer import FastEncoder, SentencePieceEncoder, load_tokenizer
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

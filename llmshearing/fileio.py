@@ -64,7 +64,12 @@ def check_file_can_be_written(path: str | Path) -> None:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Replace ``path`` by ``value`` as indented JSON in one step; NaN and infinity are refused."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """``value`` as indented JSON; NaN and infinity are refused."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def give_json(path: str | Path | None, value: Any) -> None:

@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -35,6 +35,11 @@ SCHEMES = ("s3", "gs")
 ATTEMPTS = 10
 #: Bytes that are copied at a time.
 PIECE = 1 << 22
+_DENIED = ("ACCESS_DENIED", "403", "401", "credentials", "PermissionDenied", "anonymous")
+_CREDENTIALS = {
+    "s3": "AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+}
 
 
 @dataclass(frozen=True)
@@ -189,6 +194,34 @@ def download(place: Place, target: Path) -> None:
             raise OSError(f"only {file.tell()} of its {source.size()} bytes came")
 
 
+def copy(place: Place, target: Place) -> None:
+    """Copy a file from a place to another one of the same disk or store, in one step.
+
+    Raises:
+        InputError: it is not there, or cannot be written there.
+    """
+    with reporting(target):
+        if not is_remote(target):
+            upload(Path(place), target)
+        else:
+            system, key = _resolve(place)
+            system.copy_file(key, _resolve(target)[1])
+
+
+def entity_tag(place: Place) -> str | None:
+    """What a store calls the content of a file (its ``ETag``), or None where it does not; equal tags, equal content."""
+    if not is_remote(place):
+        return None
+    with open_input(place) as file, reporting(place):
+        found: dict[str, bytes] = file.metadata() or {}
+        return next((value.decode().strip('"') for name, value in found.items() if name.lower() == "etag"), None)
+
+
+def write_json(place: Place, value: Any) -> None:
+    """Replace a file by ``value`` as indented JSON in one step; NaN and infinity are refused."""
+    write_bytes(place, fileio.json_text(value).encode())
+
+
 def remove(place: Place) -> None:
     """Delete a file, or a folder with all that is below it; nothing happens where there is neither.
 
@@ -202,8 +235,8 @@ def remove(place: Place) -> None:
         system, key = _resolve(place)
         if system.get_file_info(key).is_file:
             system.delete_file(key)
-        for name in files_below(place):
-            system.delete_file(f"{key.rstrip('/')}/{name}")
+        with suppress(FileNotFoundError):  # there is no such folder
+            system.delete_dir(key.rstrip("/"))
 
 
 @contextmanager
@@ -223,16 +256,8 @@ def reporting(place: Place) -> Iterator[None]:
 
 
 def _remedy(place: Place, reason: str) -> str:
-    scheme = urlsplit(os.fspath(place)).scheme
-    denied = any(
-        sign in reason for sign in ("ACCESS_DENIED", "403", "401", "credentials", "PermissionDenied", "anonymous")
-    )
-    if denied:
-        where = {
-            "s3": "AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-            "gs": "GOOGLE_APPLICATION_CREDENTIALS",
-        }
-        return f"Check that {where[scheme]} may read and write there."
+    if any(sign in reason for sign in _DENIED):
+        return f"Check that {_CREDENTIALS[urlsplit(os.fspath(place)).scheme]} may read and write there."
     return "Check the address and the network; the same command goes on from here."
 
 
@@ -243,7 +268,7 @@ def _write(source: Any, place: Place) -> None:
             shutil.copyfileobj(source, file, PIECE)
         return
     system, key = _resolve(place)
-    stream = system.open_output_stream(key)
+    stream = system.open_output_stream(key, compression=None)  # or Arrow compresses what is called *.gz once more
     # Not in a with block: leaving one closes the stream, and an object that is closed early is complete for the store.
     while piece := source.read(PIECE):
         stream.write(piece)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -26,6 +27,28 @@ from llmshearing.registry import LISTED, resolve
 def test_composer_stays_out(modules: str) -> None:
     code = f"import {modules}, sys; assert 'composer' not in sys.modules; assert 'transformers' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_local_preparation_needs_neither_ray_nor_a_client_of_any_store(tmp_path: Path) -> None:
+    """Nor datatrove; every module that does not say so is imported without them, too."""
+    root = Path(llmshearing.__file__).parent
+    paths = [*(root / "data_prep").glob("*.py"), root / "storage.py"]
+    modules = [".".join(path.relative_to(root.parent).with_suffix("").parts) for path in paths]
+    modules.remove("llmshearing.data_prep.datatrove_steps")
+    code = f"""
+import importlib, pathlib, sys
+for name in ("ray", "boto3", "botocore", "google.cloud", "datatrove", "moto"):
+    sys.modules[name] = None
+for name in {modules}:
+    importlib.import_module(name)
+if __name__ == "__main__":
+    from tests.data_prep.same_bytes import run, write_corpus
+    run(write_corpus(pathlib.Path("corpus")), "out")
+"""
+    (tmp_path / "local.py").write_text(code)
+    environment = {**os.environ, "PYTHONPATH": str(root.parent)}
+    subprocess.run([sys.executable, "local.py"], check=True, cwd=tmp_path, env=environment)
+    assert (tmp_path / "out" / "manifest.json").exists()
 
 
 def test_work_on_this_machine_needs_no_client_of_a_store() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from llmshearing import storage
 from llmshearing.errors import InputError
+from llmshearing.fileio import read_json
 from tests.object_store import Store
 
 
@@ -56,9 +57,29 @@ def test_removing_takes_a_file_or_a_folder_and_minds_nothing(place: str) -> None
 def test_files_are_copied_to_a_place_and_from_it(place: str, tmp_path: Path) -> None:
     data = bytes(range(256)) * 40_000  # more than one piece
     (tmp_path / "source").write_bytes(data)
-    storage.upload(tmp_path / "source", f"{place}/copy")
-    storage.download(f"{place}/copy", tmp_path / "back")
+    storage.upload(tmp_path / "source", f"{place}/copy.gz")  # a name that must not make it compressed
+    storage.download(f"{place}/copy.gz", tmp_path / "back")
     assert (tmp_path / "back").read_bytes() == data
+    storage.copy(f"{place}/copy.gz", f"{place}/deep/copy")
+    assert storage.read_bytes(f"{place}/deep/copy") == data
+
+
+def test_json_is_written_and_read(place: str) -> None:
+    value = {"a": [1, "ü", None]}
+    storage.write_json(f"{place}/a.json", value)
+    assert read_json(f"{place}/a.json") == value
+    storage.write_bytes(f"{place}/a.json", b"{")
+    with pytest.raises(InputError, match="a.json' is not valid JSON"):
+        read_json(f"{place}/a.json")
+
+
+def test_equal_contents_of_a_store_have_equal_tags(store: Store, tmp_path: Path) -> None:
+    for name, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
+        storage.write_bytes(f"s3://bucket/{name}", content)
+    a, b, c = (storage.entity_tag(f"s3://bucket/{name}") for name in "abc")
+    assert a is not None
+    assert a == b != c
+    assert storage.entity_tag(tmp_path) is None
 
 
 def test_a_place_is_an_address_by_its_scheme() -> None:

@@ -9,23 +9,28 @@ A document is held out whole, but gives at most half of the eval tokens: one tha
 would otherwise be all of it where its hash happens to be small. Only where that would hold out too much more, as in a
 domain of three novels, may one document be all there is; that is logged.
 
+No process reads all of a domain's index: what a part could give to the choice, its own documents of smallest hash until
+they fill the eval split, is written by whoever has tokenized it, and the choice is made of these.
+
 64 bits are enough: texts that differ but share a hash only cost the training split a document.
 """
 
 from __future__ import annotations
 
-import itertools
+import hashlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llmshearing.data_prep.readers import SourceFile
-from llmshearing.data_prep.tokenize_file import RECORD, read_index
+from llmshearing import storage
+from llmshearing.data_prep.corpus import SourceFile
+from llmshearing.data_prep.tokenize_file import RECORD, TokenizedFile, read_index
+from llmshearing.data_prep.work import read_array, write_array
 from llmshearing.errors import InputError
+from llmshearing.storage import Place, join
 
 log = logging.getLogger(__name__)
 
@@ -74,18 +79,61 @@ def smallest_hashes(
     return chosen
 
 
-def hold_out(domain: str, files: Sequence[SourceFile], *, work: Path, num_tokens: int, extra: int) -> EvalDocuments:
-    """The eval documents of a tokenized domain, which fill ``num_tokens``; see :func:`smallest_hashes`.
+def half_limit(num_tokens: int, extra: int) -> int:
+    """What one document may give of an eval split of ``num_tokens``, without BOS and EOS."""
+    return max(int(num_tokens * LARGEST_SHARE) - extra, 1)
+
+
+def prefix_path(work: Place, file: SourceFile, part: TokenizedFile, *, num_tokens: int, extra: int) -> str:
+    """Where the documents are that a part could give to an eval split of ``num_tokens``."""
+    made_of = hashlib.blake2b(repr((part, num_tokens, extra)).encode(), digest_size=8).hexdigest()
+    return join(work, "prefixes", f"{file.key}.{made_of}")
+
+
+def write_prefix(work: Place, file: SourceFile, part: TokenizedFile, *, num_tokens: int, extra: int) -> None:
+    """Write the part's documents of smallest hash, from which :func:`hold_out` chooses, unless an earlier run has.
+
+    Of documents that give at most half of the split, more are needed than of whole ones: these are among them.
+    """
+    place = prefix_path(work, file, part, num_tokens=num_tokens, extra=extra)
+    if storage.info(place) is None:
+        limit = half_limit(num_tokens, extra)
+        write_array(
+            work, place, smallest_hashes(read_index(work, file), num_tokens=num_tokens, extra=extra, limit=limit)
+        )
+
+
+def read_prefixes(
+    work: Place, parts: Iterable[tuple[SourceFile, TokenizedFile]], *, num_tokens: int, extra: int
+) -> Iterable[NDArray[np.void]]:
+    """What :func:`write_prefix` wrote of each part."""
+    for file, part in parts:
+        yield read_array(prefix_path(work, file, part, num_tokens=num_tokens, extra=extra), RECORD)
+
+
+def hold_out(
+    domain: str,
+    prefixes: Callable[[], Iterable[NDArray[np.void]]],
+    *,
+    domain_tokens: int,
+    num_tokens: int,
+    extra: int,
+) -> EvalDocuments:
+    """The eval documents of a domain, which fill ``num_tokens``; see :func:`smallest_hashes`.
+
+    Args:
+        domain: its name.
+        prefixes: gives the parts' documents of smallest hash, in the order of the parts.
+        domain_tokens: tokens of the whole domain.
+        num_tokens: tokens to fill, BOS and EOS included.
+        extra: tokens that packing adds to each document.
 
     Raises:
         InputError: the domain has fewer than ``num_tokens`` tokens.
     """
 
-    def index() -> Iterable[NDArray[np.void]]:
-        return itertools.chain.from_iterable(read_index(work, file) for file in files)
-
     def choose(limit: int) -> NDArray[np.void]:
-        return smallest_hashes(index(), num_tokens=num_tokens, extra=extra, limit=limit)
+        return smallest_hashes(prefixes(), num_tokens=num_tokens, extra=extra, limit=limit)
 
     limit = num_tokens
     chosen = choose(limit)
@@ -95,10 +143,9 @@ def hold_out(domain: str, files: Sequence[SourceFile], *, work: Path, num_tokens
             f"Domain '{domain}' is too small: its {len(chosen)} different documents have {filled:,} tokens, and the "
             f"eval sequences alone need {num_tokens:,}. Lower --eval-sequences or --seq-len, or add documents."
         )
-    half = max(int(num_tokens * LARGEST_SHARE) - extra, 1)
+    half = half_limit(num_tokens, extra)
     mixed = choose(half)
     added = int(mixed["tokens"].sum()) - int(chosen["tokens"].sum())
-    domain_tokens = sum(int(piece["tokens"].sum()) for piece in index())
     if int(_given(mixed, extra, half).sum()) >= num_tokens and added <= LARGEST_COST * domain_tokens:
         chosen, limit = mixed, half
     ends = np.minimum(np.cumsum(_given(chosen, extra, limit)), num_tokens)

@@ -1,4 +1,4 @@
-"""Documents out of the files of a corpus folder ``INPUT/<domain>/...``.
+"""Documents out of the files of a corpus.
 
 A document is one line of a ``.jsonl`` (or ``.json``) file, one row of a ``.parquet`` file, or one whole ``.txt`` file;
 all but parquet may be compressed (``.gz``, ``.zst``). Files are read as streams, a document at a time.
@@ -9,40 +9,24 @@ from __future__ import annotations
 import io
 import itertools
 import json
-import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 import pyarrow
 import pyarrow.parquet
 
+from llmshearing import storage
+from llmshearing.data_prep.corpus import COMPRESSIONS, SourceFile, file_format
 from llmshearing.errors import InputError
-
-log = logging.getLogger(__name__)
 
 #: Where the text of a document is looked for when the user names no key, in this order.
 TEXT_KEYS = ("text", "content", "raw_content", "body", "document")
-FORMATS = (".jsonl", ".json", ".parquet", ".txt")
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """One file of a domain.
-
-    Attributes:
-        domain: name of the domain, the folder right under the corpus.
-        name: path relative to the domain's folder, with forward slashes.
-        path: where the file is.
-    """
-
-    domain: str
-    name: str
-    path: Path
+#: Bytes that are read at a time; an object store answers each such request with a delay.
+BUFFER = 1 << 20
+REMOTE_BUFFER = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -68,83 +52,29 @@ class EmptyDocument:
     line: int
 
 
+@dataclass(frozen=True)
+class BlankLine:
+    """A line with nothing in it, which only counts."""
+
+    line: int
+
+
 #: What a line, a row or a text file can turn out to be.
-Item = Document | BadLine | EmptyDocument
+Item = Document | BadLine | EmptyDocument | BlankLine
 
 
-def file_format(path: Path) -> str | None:
-    """The one of ``FORMATS`` that a file name stands for, or None."""
-    compressed = path.suffix in COMPRESSIONS
-    suffix = path.with_suffix("").suffix if compressed else path.suffix
-    return suffix if suffix in FORMATS and not (compressed and suffix == ".parquet") else None
-
-
-def find_corpus(corpus: Path) -> dict[str, tuple[SourceFile, ...]]:
-    """The readable files of every domain of ``corpus``, both in order of their names; hidden files are left out.
-
-    Links are followed, to files and to folders.
-
-    Raises:
-        InputError: there is no such folder, no domain in it, a domain without a readable file, a .jsonl or .parquet
-            file outside any domain, a link that leads nowhere or back to a folder it lies in, or a name that is not
-            UTF-8.
-    """
-    if not corpus.is_dir():
-        raise InputError(f"There is no folder '{corpus}'. Give a folder with one folder of documents per domain.")
-    # A README.txt or a provenance.json may lie beside the domains, but not these.
-    documents = (".jsonl", ".parquet")
-    stray = sorted(path.name for path in corpus.iterdir() if path.is_file() and file_format(path) in documents)
-    if stray:
-        raise InputError(f"'{corpus / stray[0]}' belongs to no domain. Move it into a folder: {corpus}/<domain>/.")
-    domains = {}
-    for folder in sorted(path for path in corpus.iterdir() if not path.name.startswith(".") and _is_folder(path)):
-        files = []
-        for path in _walk(folder):
-            if not path.is_file():
-                log.warning("%s is left out: it is no regular file.", path)
-            elif file_format(path):
-                files.append(SourceFile(folder.name, path.relative_to(folder).as_posix(), path))
-            else:
-                log.warning("%s is left out: its name ends in none of %s (.gz, .zst).", path, ", ".join(FORMATS))
-        if not files:
-            raise InputError(f"Domain folder '{folder}' has no file of a known format ({', '.join(FORMATS)}).")
-        domains[folder.name] = tuple(sorted(files, key=lambda file: file.name))
-    if not domains:
-        raise InputError(f"'{corpus}' has no domain folders. Put the documents into {corpus}/<domain>/.")
-    return domains
-
-
-def _walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """Everything below ``folder`` that is not a folder, without what is hidden."""
-    real = folder.resolve()
-    if real in above:
-        raise InputError(f"'{folder}' is a link to a folder that it lies in, '{real}'. Remove the link.")
-    for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
-        if _is_folder(path):
-            yield from _walk(path, (*above, real))
-        else:
-            yield path
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        path.name.encode()
-    except UnicodeEncodeError:
-        raise InputError(f"The file name {str(path)!a} is not UTF-8. Rename it.") from None
-    if path.is_symlink() and not path.exists():
-        raise InputError(f"'{path}' is a link to '{os.readlink(path)}', which does not exist. Restore or remove it.")
-    return path.is_dir()
-
-
-def read_documents(path: Path, *, text_key: str | None = None) -> Iterator[Item]:
-    """Stream the documents of one file.
+def read_documents(
+    path: Path | str, *, text_key: str | None = None, start: int = 0, stop: int | None = None
+) -> Iterator[Item]:
+    """Stream the documents of one file, or of a part of one.
 
     Args:
-        path: a file that :func:`file_format` knows.
+        path: a file that :func:`data_prep.corpus.file_format` knows.
         text_key: key (column) of the text; default: the first of ``TEXT_KEYS`` that a line (a file) has.
+        start, stop: the part; see :class:`data_prep.corpus.SourceFile`.
 
     Yields:
-        a ``Document``, a ``BadLine`` or an ``EmptyDocument`` for each line that is not blank, in the file's order.
+        what each line or row is, in the file's order; their numbers begin with 1 in each part.
 
     Raises:
         InputError: the file as a whole cannot be read.
@@ -153,11 +83,11 @@ def read_documents(path: Path, *, text_key: str | None = None) -> Iterator[Item]
     try:
         match file_format(path):
             case ".parquet":
-                yield from _read_parquet(path, keys)
+                yield from _read_parquet(path, keys, None if stop is None else range(start, stop))
             case ".txt":
                 yield from _read_text(path)
             case _:
-                yield from _read_jsonl(path, keys)
+                yield from _read_jsonl(path, keys, start, stop)
     except (OSError, pyarrow.ArrowException) as error:
         raise InputError(f"'{path}' cannot be read: {error}. It may be truncated: fetch it again.") from error
 
@@ -168,25 +98,25 @@ def check_beginning(file: SourceFile, *, text_key: str | None, lines: int = 100)
     Raises:
         InputError: there are that many lines and none of them is readable.
     """
-    beginning = list(itertools.islice(read_documents(file.path, text_key=text_key), lines))
+    items = read_documents(file.path, text_key=text_key)
+    beginning = list(itertools.islice((item for item in items if not isinstance(item, BlankLine)), lines))
     if len(beginning) == lines and all(isinstance(document, BadLine) for document in beginning):
         first = cast(BadLine, beginning[0])
         raise InputError(f"No line can be read: {file.path}:{first.line}: {first.reason}. See --text-key.")
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[IO[bytes]]:
+def _open(path: Path | str) -> Iterator[IO[bytes]]:
     """Open a file for reading bytes, through its compression."""
-    compression = COMPRESSIONS.get(path.suffix)
-    if compression is None:
-        with path.open("rb") as file:
-            yield file
-    elif path.stat().st_size == 0:  # not even a header; Arrow would take it for the end
-        raise OSError("it is empty")
-    else:
-        # Arrow's streams read every frame and refuse a truncated one; zstandard's reader takes it for the end.
-        with pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), compression) as stream:
-            yield io.BufferedReader(stream, buffer_size=1 << 20)
+    compression = COMPRESSIONS.get(Path(path).suffix)
+    with storage.open_input(path) as file:
+        source: Any = file
+        if compression is not None:
+            if file.size() == 0:  # not even a header; Arrow would take it for the end
+                raise OSError("it is empty")
+            # Arrow's streams read every frame and refuse a truncated one; zstandard's reader takes it for the end.
+            source = pyarrow.CompressedInputStream(file, compression)
+        yield io.BufferedReader(source, buffer_size=REMOTE_BUFFER if storage.is_remote(path) else BUFFER)
 
 
 def _document(line: int, text: object) -> Item:
@@ -201,10 +131,24 @@ def _document(line: int, text: object) -> Item:
     return Document(line, text)
 
 
-def _read_jsonl(path: Path, keys: tuple[str, ...]) -> Iterator[Item]:
-    with _open(path) as file:
-        for number, raw in enumerate(file, start=1):
+def _lines(stream: IO[bytes], start: int, stop: int | None) -> Iterator[bytes]:
+    """The lines that begin at the bytes from ``start`` to ``stop``."""
+    position = start
+    if start > 0:  # a line that begins here has a line break in front of it
+        stream.seek(start - 1)
+        position += len(stream.readline()) - 1
+    for line in stream:
+        if stop is not None and position >= stop:
+            return
+        position += len(line)
+        yield line
+
+
+def _read_jsonl(path: Path | str, keys: tuple[str, ...], start: int, stop: int | None) -> Iterator[Item]:
+    with _open(path) as stream:
+        for number, raw in enumerate(_lines(stream, start, stop), start=1):
             if not raw.strip():
+                yield BlankLine(number)
                 continue
             try:
                 # utf-8-sig: editors put a byte order mark in front of the first line
@@ -225,9 +169,9 @@ def _read_jsonl(path: Path, keys: tuple[str, ...]) -> Iterator[Item]:
             yield _document(number, record[key])
 
 
-def _read_parquet(path: Path, keys: tuple[str, ...]) -> Iterator[Item]:
-    with pyarrow.parquet.ParquetFile(path) as file:
-        columns = file.schema_arrow.names
+def _read_parquet(path: Path | str, keys: tuple[str, ...], groups: range | None) -> Iterator[Item]:
+    with storage.open_input(path) as source, pyarrow.parquet.ParquetFile(source) as parquet:
+        columns = parquet.schema_arrow.names
         key = next((key for key in keys if key in columns), None)
         if key is None:
             raise InputError(
@@ -235,7 +179,7 @@ def _read_parquet(path: Path, keys: tuple[str, ...]) -> Iterator[Item]:
                 "Name the column of the text with --text-key."
             )
         number = 0
-        for batch in file.iter_batches(batch_size=256, columns=[key]):
+        for batch in parquet.iter_batches(batch_size=256, row_groups=groups, columns=[key]):
             for text in batch.column(0):
                 number += 1
                 try:
@@ -245,7 +189,7 @@ def _read_parquet(path: Path, keys: tuple[str, ...]) -> Iterator[Item]:
                 yield item
 
 
-def _read_text(path: Path) -> Iterator[Item]:
+def _read_text(path: Path | str) -> Iterator[Item]:
     with _open(path) as file:
         try:
             yield _document(1, file.read().decode("utf-8-sig"))

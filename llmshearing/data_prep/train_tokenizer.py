@@ -21,7 +21,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
 
-from llmshearing.data_prep.readers import BadLine, Document, find_corpus, read_documents
+from llmshearing.data_prep.corpus import find_corpus
+from llmshearing.data_prep.readers import BadLine, Document, read_documents
 from llmshearing.errors import InputError, cli
 from llmshearing.fileio import new_folder
 
@@ -38,7 +39,7 @@ def sample_lines(corpus: Path, *, bytes_per_domain: int) -> Iterator[str]:
     Lines of a file that hold no readable document are left out; that is logged.
     """
     for domain, files in find_corpus(corpus).items():
-        share = bytes_per_domain / max(sum(file.path.stat().st_size for file in files), 1)
+        share = bytes_per_domain / max(sum(Path(file.path).stat().st_size for file in files), 1)
         generator = random.Random(0)
         bad = 0
         for item in itertools.chain.from_iterable(read_documents(file.path) for file in files):

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from llmshearing.data_prep import claim, first_pass, prepare
 from llmshearing.data_prep.demo_corpus import standard_library
 from llmshearing.data_prep.tokenizer import Tokenizer, load_tokenizer
 from llmshearing.data_prep.train_tokenizer import to_huggingface, train_sentencepiece
+from tests.data_prep import same_bytes
 
 WriteJsonl = Callable[..., Path]
 
@@ -74,3 +76,17 @@ def huggingface_folder(tmp_path_factory: pytest.TempPathFactory, sentencepiece_m
 def tokenizer(sentencepiece_model: Path) -> Tokenizer:
     """The small sentencepiece tokenizer, loaded."""
     return load_tokenizer(str(sentencepiece_model))
+
+
+@pytest.fixture(scope="session")
+def mixed_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The corpus of :mod:`tests.data_prep.same_bytes`."""
+    return same_bytes.write_corpus(tmp_path_factory.mktemp("mixed") / "corpus")
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of several parts, domains of several ranges of shards; known to the process that plans them alone."""
+    monkeypatch.setattr(first_pass, "PART_BYTES", same_bytes.PART_BYTES)
+    monkeypatch.setattr(prepare, "SHARD_BYTES", same_bytes.SHARD_BYTES)
+    monkeypatch.setattr(claim, "SETTLING", 0.05)

@@ -7,9 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmshearing.data_prep.holdout import EvalDocuments, hold_out, smallest_hashes
-from llmshearing.data_prep.readers import SourceFile
-from llmshearing.data_prep.tokenize_file import RECORD, part_path, text_hash
+from llmshearing.data_prep.corpus import SourceFile
+from llmshearing.data_prep.holdout import (
+    EvalDocuments,
+    half_limit,
+    hold_out,
+    read_prefixes,
+    smallest_hashes,
+    write_prefix,
+)
+from llmshearing.data_prep.tokenize_file import RECORD, TokenizedFile, text_hash
+from llmshearing.data_prep.work import part_path, write_array
 
 WHOLE = 1 << 40
 
@@ -29,10 +37,12 @@ def test_documents_of_smallest_hash_until_they_fill() -> None:
 
 def chosen(work: Path, pairs: list[tuple[int, int]], *, num_tokens: int, extra: int = 0) -> EvalDocuments:
     """What is held out of a domain of one file."""
-    file = SourceFile("d", "a.jsonl", work)
-    part_path(work, file, "").parent.mkdir(parents=True, exist_ok=True)
-    records(pairs).tofile(part_path(work, file, ".index"))
-    return hold_out("d", [file], work=work, num_tokens=num_tokens, extra=extra)
+    index, options = records(pairs), {"num_tokens": num_tokens, "extra": extra}
+    file, part = SourceFile("d", "a.jsonl", work), TokenizedFile(0, hash(tuple(pairs)), None, 0, 0, 0, 0, 0, None, None)
+    write_array(work, part_path(work, file, ".index"), index)
+    write_prefix(work, file, part, **options)
+    total = int(index["tokens"].sum())
+    return hold_out("d", lambda: read_prefixes(work, [(file, part)], **options), domain_tokens=total, **options)
 
 
 def test_one_document_gives_at_most_half_of_the_eval_tokens(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -49,6 +59,28 @@ def test_where_others_cannot_give_the_rest_one_document_may_be_all(
 ) -> None:
     assert chosen(tmp_path, pairs, num_tokens=40).hashes == (1,)
     assert "Domain 'd': one document gives 100% of its eval tokens" in caplog.text
+
+
+@pytest.mark.parametrize("longest", [40, 400, 4000])
+@pytest.mark.parametrize("extra", [0, 2])
+def test_the_parts_of_smallest_hash_are_enough_to_choose_from(longest: int, extra: int) -> None:
+    """With documents that are long beside the eval split, few of a part or none may be chosen, or only some tokens."""
+    generator = np.random.default_rng(longest + extra)
+    sizes = generator.integers(1, longest, 700) ** generator.integers(1, 3, 700) % 5000 + 1
+    index = records([(int(text), int(sizes[text])) for text in generator.integers(0, 700, 1000)])  # with duplicates
+    options = {"domain_tokens": int(index["tokens"].sum()), "extra": extra}
+    limited = []
+    for num_tokens in (1, 50, 1000, 20_000):
+        whole = hold_out("d", lambda: [index], num_tokens=num_tokens, **options)
+        limited.append(whole.limit < num_tokens)
+        limit = half_limit(num_tokens, extra)
+        for parts in (2, 13, 400):
+            prefixes = [
+                smallest_hashes([piece], num_tokens=num_tokens, extra=extra, limit=limit)
+                for piece in np.array_split(index, parts)
+            ]
+            assert hold_out("d", lambda: prefixes, num_tokens=num_tokens, **options) == whole  # noqa: B023
+    assert True in limited
 
 
 def test_a_duplicate_fills_only_once() -> None:

@@ -18,12 +18,13 @@ from typing import Any
 import psutil
 import pytest
 
-from llmshearing.data_prep import prepare
-from llmshearing.data_prep.pack import SplitPacker
+from llmshearing import storage
+from llmshearing.data_prep import mds, prepare, second_pass
 from llmshearing.data_prep.tokenizer import Tokenizer
 from llmshearing.errors import InputError
 from llmshearing.fileio import files_below
 from tests.conftest import heed_signals
+from tests.object_store import Store
 
 SCRIPT = Path(prepare.__file__)
 OPTIONS = {"seq_len": 64, "eval_sequences": 3}
@@ -82,8 +83,28 @@ def test_a_killed_process_goes_on_where_it_was(
         assert not psutil.wait_procs(workers, timeout=30)[1], "a worker outlives the main process"
         assert not (out / "manifest.json").exists()
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
-    assert "files were tokenized by an earlier run" in done.stderr
+    assert "parts of files were tokenized by an earlier run" in done.stderr
     assert content(out) == uninterrupted
+
+
+def test_a_process_killed_while_it_writes_to_a_store_goes_on_where_it_was(
+    corpus: Path, sentencepiece_model: Path, uninterrupted: dict[str, bytes], store: Store
+) -> None:
+    out = "s3://bucket/out"
+    command = [sys.executable, SCRIPT, corpus, out, "--tokenizer", sentencepiece_model]
+    command += ["--seq-len", "64", "--eval-sequences", "3", "--workers", "2"]
+    for ending, times in ((".jsonl.json", 4), (".kept", 2)):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+        while sum(name.endswith(ending) for name in storage.files_below(out)) < times:
+            assert process.poll() is None
+            time.sleep(0.02)
+        workers = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        process.wait()
+        assert not psutil.wait_procs(workers, timeout=30)[1], "a worker outlives the main process"
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert "12 of 12 parts of files were tokenized by an earlier run" in done.stderr
+    assert {name: storage.read_bytes(f"{out}/{name}") for name in storage.files_below(out)} == uninterrupted
 
 
 class Unusable:
@@ -128,20 +149,20 @@ def stopped(owner: Any, name: str, *, at: int) -> Iterator[None]:
 def tokenized(tmp_path_factory: pytest.TempPathFactory, corpus: Path, tokenizer: Tokenizer) -> Path:
     """An output folder left right after the first pass."""
     out = tmp_path_factory.mktemp("tokenized") / "out"
-    with stopped(prepare, "hold_out", at=1):
+    with stopped(second_pass, "hold_out", at=1):
         prepare.prepare(corpus, out, tokenizer=tokenizer, **OPTIONS)
     return out
 
 
-# os.replace: settings, counts of 2 domains, train, eval, bad lines, input, manifest.
-# shutil.rmtree: unfinished files, 2 splits of 2 domains, then 2 splits in place, then the work folder.
+# os.replace: settings, mark of the run, eval documents of 2 domains, all that is held out; 3 files of each of 12 parts
+# (6 to 41); 2 eval splits, a shard and its record in each train split, 4 indices, the record of all of it (42 to 52);
+# train, eval, bad lines, input, manifest.
+# shutil.rmtree: unfinished files, 2 splits in place, the work folder.
 PLACES = [
-    (SplitPacker, "add", 700),
-    (SplitPacker, "finish", 1),
-    (SplitPacker, "finish", 4),
-    *((os, "replace", at) for at in range(1, 9)),
-    (shutil, "rmtree", 7),
-    (shutil, "rmtree", 8),
+    (mds.ShardFormat, "write", 1),
+    (mds.ShardFormat, "write", 4),
+    *((os, "replace", at) for at in (1, 2, 4, 5, 6, 8, 20, 42, 45, 49, *range(52, 58))),
+    *((shutil, "rmtree", at) for at in (2, 3, 4)),
 ]
 
 
@@ -173,7 +194,7 @@ def test_an_unfinished_run_may_go_on_with_another_packing(
     unusable = replace(tokenizer, encoder=Unusable())
     with pytest.raises(InputError, match="too small"):
         prepare.prepare(corpus, out, tokenizer=unusable, seq_len=64, eval_sequences=10**6)
-    with stopped(os, "replace", at=5):  # packed for another length, half of it moved into place
+    with stopped(os, "replace", at=66):  # packed for another length, half of it moved into place
         prepare.prepare(corpus, out, tokenizer=unusable, seq_len=32, eval_sequences=3)
     assert (out / "train").exists()
     with pytest.raises(InputError, match="another 'text_key': None, now text"):
@@ -187,7 +208,7 @@ def test_a_file_that_changed_since_is_tokenized_again(
 ) -> None:
     path = write_jsonl(tmp_path / "corpus" / "code" / "a.jsonl", texts[:300])
     out = tmp_path / "out"
-    with stopped(os, "replace", at=4):  # packed, and half of it moved into place
+    with stopped(os, "replace", at=15):  # packed, and half of it moved into place
         prepare.prepare(tmp_path / "corpus", out, tokenizer=tokenizer, **OPTIONS)
     assert (out / "train").exists()
     changed = path.read_text(encoding="utf-8").replace("self", "this")  # of the same size

@@ -13,13 +13,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from llmshearing.data_prep.corpus import SourceFile, find_corpus
 from llmshearing.data_prep.readers import (
     BadLine,
     Document,
     EmptyDocument,
-    SourceFile,
     check_beginning,
-    find_corpus,
     read_documents,
 )
 from llmshearing.errors import InputError

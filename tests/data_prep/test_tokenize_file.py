@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmshearing.data_prep.readers import SourceFile
-from llmshearing.data_prep.tokenize_file import finished_part, read_index, read_tokens, text_hash, tokenize_file
+from llmshearing.data_prep.corpus import SourceFile
+from llmshearing.data_prep.tokenize_file import finished_part, read_index, text_hash, tokenize_file
 from llmshearing.data_prep.tokenizer import Tokenizer
+from llmshearing.data_prep.work import part_path, read_array
 
 WriteJsonl = Callable[..., Path]
 
@@ -32,11 +33,11 @@ def test_documents_come_back_with_their_hashes_and_tokens(
     part = finished_part(tmp_path / "work", file)
     assert part is not None
     assert (part.documents, part.tokens, part.bad_lines) == (len(everything), total, 0)
-    documents = list(read_tokens(tmp_path / "work", file, "uint16"))
-    assert [text for text, _ in documents] == [text_hash(text) for text in everything]
-    assert [tokens.tolist() for _, tokens in documents] == encoded
+    tokens = read_array(part_path(tmp_path / "work", file, ".tokens"), "uint16")
+    assert tokens.tolist() == [token for ids in encoded for token in ids]
     pieces = list(read_index(tmp_path / "work", file, records=100))
     assert [len(piece) for piece in pieces] == [100] * 10 + [6]
+    assert np.concatenate(pieces)["hash"].tolist() == [text_hash(text) for text in everything]
     assert np.concatenate(pieces)["tokens"].tolist() == [len(ids) for ids in encoded]
 
 
@@ -73,8 +74,9 @@ def test_documents_without_text_are_counted_apart(
     part = finished_part(tmp_path / "work", file)
     assert part is not None
     assert (part.documents, part.empty_documents, part.bad_lines) == (2, 2, 1)
-    assert part.first_bad_line is not None
-    assert part.first_bad_line.endswith("among \\ud800")
+    assert part.first_bad_line == 5
+    assert part.first_bad_reason is not None
+    assert part.first_bad_reason.endswith("among \\ud800")
 
 
 def test_memory_does_not_grow_with_the_file(
@@ -87,8 +89,7 @@ def test_memory_does_not_grow_with_the_file(
             lines.write("broken\n" * 3000 * copies)
         tracemalloc.start()
         run(file, tmp_path / "work", tokenizer)
-        for _ in read_tokens(tmp_path / "work", file, "uint16"):
-            pass
+        assert sum(map(len, read_index(tmp_path / "work", file))) == len(texts) * copies
         peaks[copies] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert file.path.stat().st_size > copies * 100_000
