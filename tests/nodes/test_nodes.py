@@ -2,58 +2,62 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import json
 import os
 import secrets
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import distributed
 
-from llmshearing import environment, nodes
-from llmshearing.errors import InputError, LostError
-from llmshearing.together import problems_of_all, together
+from llmshearing import nodes
+from llmshearing.errors import LostError
+from tests.conftest import REPOSITORY
+from tests.forkserver import ForkServer
 
 SAVE = Path("run/checkpoints")
 NEWEST = SAVE / "ep0-ba4-rank0.pt"
+SHARDED = {"folder": str(SAVE), "sharded": True, "autoresume": True}
 
 
-def _node(rank: int, folder: Path, store: Path, task: Callable[[int], Any], results: Any) -> None:
-    os.chdir(folder)
-    names = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "NODE_RANK": rank}
-    os.environ.update({name: str(value) for name, value in names.items()})
-    distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    try:
-        found = task(rank)
-    except InputError as error:
-        found = f"refused: {error}"
-    results.put((rank, found))
-    distributed.barrier()
-
-
-def on_nodes(folders: Sequence[Path], task: Callable[[int], Any]) -> list[Any]:
-    """What ``task(rank)`` gives on each of two nodes."""
-    context = multiprocessing.get_context("fork")
-    results = context.Queue()
-    store = folders[0].parent / f"store-{secrets.token_hex(4)}"
-    processes = [
-        context.Process(target=_node, args=(rank, folder, store, task, results)) for rank, folder in enumerate(folders)
-    ]
-    for process in processes:
-        process.start()
-    found = dict(results.get(timeout=60) for _ in processes)
-    for process in processes:
-        process.join(60)
-    return [found[0], found[1]]
+Run = Callable[..., list[Any]]
 
 
 @pytest.fixture
-def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+def on_nodes(forked: ForkServer, folders: tuple[Path, Path], tmp_path: Path) -> Run:
+    """``on_nodes(task, **arguments)``: what a task of ``node_process.py`` gives on each of two nodes."""
+
+    def run(task: str, *, shared: bool = False, **arguments: Any) -> list[Any]:
+        store = tmp_path / f"store-{secrets.token_hex(4)}"
+        started, results = [], []
+        for rank, folder in enumerate(folders):
+            names = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "NODE_RANK": rank}
+            results.append(Path(f"{store}-{rank}.result"))
+            job = {
+                "rank": rank,
+                "store": str(store),
+                "task": task,
+                "arguments": arguments,
+                "result": str(results[rank]),
+            }
+            path = tmp_path / f"{store.name}-{rank}.json"
+            path.write_text(json.dumps(job))
+            environ = os.environ | {name: str(value) for name, value in names.items()} | {"PYTHONPATH": str(REPOSITORY)}
+            command = [sys.executable, "-m", "tests.nodes.node_process", path]
+            started.append(forked.start(command, cwd=folders[0] if shared else folder, env=environ))
+        for process in started:
+            assert process.wait(60) == 0, process.read()[1]
+        return [json.loads(result.read_text()) for result in results]
+
+    return run
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
     """Two disks, with the same paths on them as far as they are relative."""
-    monkeypatch.setattr(nodes, "_APPEARS", 0.3)
     made = tmp_path / "0", tmp_path / "1"
     for folder in made:
         (folder / "run").mkdir(parents=True)
@@ -65,20 +69,16 @@ def recipe(**changed: Any) -> dict[str, Any]:
     return {"seed": 1, "variables": {"cache": 0}, "train_loader": {"dataset": dataset}, "eval_loader": None, **changed}
 
 
-def alike(folders: Sequence[Path], *recipes: dict[str, Any]) -> list[Any]:
-    return on_nodes(folders, lambda rank: nodes.check_alike(recipes[rank]))
-
-
-def test_nodes_with_the_same_recipe_and_files_go_on(folders: tuple[Path, Path]) -> None:
+def test_nodes_with_the_same_recipe_and_files_go_on(folders: tuple[Path, Path], on_nodes: Run) -> None:
     for folder in folders:
         (folder / "data" / "train" / "web").mkdir(parents=True)
         (folder / "data" / "train" / "web" / "index.json").write_text("{}")
-    assert alike(folders, recipe(), recipe(variables={"cache": 1})) == [None, None]
+    assert on_nodes("alike", recipes=[recipe(), recipe(variables={"cache": 1})]) == [None, None]
 
 
-def test_caches_may_lie_in_other_places(folders: tuple[Path, Path]) -> None:
+def test_caches_may_lie_in_other_places(on_nodes: Run) -> None:
     caches = [{"dataset": {"local": f"cache{rank}", "remote": "data"}} for rank in (0, 1)]
-    assert alike(folders, *(recipe(train_loader=cache) for cache in caches)) == [None, None]
+    assert on_nodes("alike", recipes=[recipe(train_loader=cache) for cache in caches]) == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -88,82 +88,72 @@ def test_caches_may_lie_in_other_places(folders: tuple[Path, Path]) -> None:
         ({"eval_loader": [{"label": "web"}]}, "The recipe's eval_loader"),
     ],
 )
-def test_another_recipe_is_named_on_both_nodes(
-    change: dict[str, Any], expected: str, folders: tuple[Path, Path]
-) -> None:
-    found = alike(folders, recipe(), recipe(**change))
+def test_another_recipe_is_named_on_both_nodes(change: dict[str, Any], expected: str, on_nodes: Run) -> None:
+    found = on_nodes("alike", recipes=[recipe(), recipe(**change)])
     assert found[0] == found[1]
     assert found[0].startswith(f"refused: {expected}")
     assert "Give all nodes the same" in found[0]
 
 
-def test_data_that_one_node_lacks_or_has_otherwise_is_named(folders: tuple[Path, Path]) -> None:
+def test_data_that_one_node_lacks_or_has_otherwise_is_named(folders: tuple[Path, Path], on_nodes: Run) -> None:
+    recipes = [recipe(), recipe()]
     (folders[0] / "data" / "train" / "web").mkdir(parents=True)
     (folders[0] / "data" / "train" / "web" / "index.json").write_text("{}")
-    assert "'data/train' (train_loader.dataset.local) is not there on node 1" in alike(folders, recipe(), recipe())[1]
+    found = on_nodes("alike", recipes=recipes)
+    assert "'data/train' (train_loader.dataset.local) is not there on node 1" in found[1]
     (folders[1] / "data" / "train" / "web").mkdir(parents=True)
     (folders[1] / "data" / "train" / "web" / "index.json").write_text("[]")
-    assert "'data/train' (train_loader.dataset.local) is of digest" in alike(folders, recipe(), recipe())[0]
+    assert "'data/train' (train_loader.dataset.local) is of digest" in on_nodes("alike", recipes=recipes)[0]
 
 
-def test_other_versions_are_named(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "version", lambda package: f"{package} of {Path.cwd().name}")
-    monkeypatch.setattr(nodes, "versions", environment.versions)
-    found = alike(folders, recipe(), recipe())
+def test_other_versions_are_named(on_nodes: Run) -> None:
+    found = on_nodes("alike_but_for_versions", recipe=recipe())
     assert found[0] == found[1]
     assert "The version of llmshearing is llmshearing of 1 on node 1" in found[0]
 
 
-def test_what_one_node_refuses_all_refuse(folders: tuple[Path, Path]) -> None:
-    def refuse(rank: int) -> None:
-        with together():
-            if rank == 1:
-                raise InputError("The disk is gone.")
-
-    found = on_nodes(folders, refuse)
+def test_what_one_node_refuses_all_refuse(on_nodes: Run) -> None:
+    found = on_nodes("refuse", by=1)
     assert found[0] == found[1]
     assert found[0].startswith("refused: On node 1 ('")
     assert found[0].endswith("'): The disk is gone.")
 
 
-def test_problems_are_those_of_all_nodes(folders: tuple[Path, Path]) -> None:
-    found = on_nodes(folders, lambda rank: problems_of_all(["a", "b"] if rank else ["b"]))
+def test_problems_are_those_of_all_nodes(on_nodes: Run) -> None:
+    found = on_nodes("problems", problems=[["b"], ["a", "b"]])
     assert found[0] == found[1]
     assert found[0][0] == "b"
     assert found[0][1].startswith("On node 1 ('")
     assert found[0][1].endswith("'): a")
-    assert on_nodes(folders, lambda rank: problems_of_all([])) == [[], []]
+    assert on_nodes("problems", problems=[[], []]) == [[], []]
 
 
-def disks(folders: Sequence[Path], *, sharded: bool = False, autoresume: bool = True) -> list[Any]:
-    return on_nodes(folders, lambda rank: nodes.check_disks(SAVE, sharded=sharded, autoresume=autoresume))
-
-
-def test_on_a_shared_disk_any_checkpoint_is_whole(folders: tuple[Path, Path]) -> None:
-    assert disks([folders[0], folders[0]], sharded=True) == [None, None]
+def test_on_a_shared_disk_any_checkpoint_is_whole(folders: tuple[Path, Path], on_nodes: Run) -> None:
+    assert on_nodes("disks", **SHARDED, shared=True) == [None, None]
     assert [path.name for path in folders[0].rglob(".*")] == []
 
 
-def test_sharded_checkpoints_on_disks_of_their_own_are_refused(folders: tuple[Path, Path]) -> None:
-    found = disks(folders, sharded=True)
+def test_sharded_checkpoints_on_disks_of_their_own_are_refused(on_nodes: Run) -> None:
+    found = on_nodes("disks", **SHARDED)
     assert found[0] == found[1]
     assert "save_folder 'run/checkpoints' is on another disk on node 1" in found[0]
     assert "fsdp_config.state_dict_type to full" in found[0]
 
 
-def test_a_checkpoint_that_only_another_node_has_is_not_passed_over(folders: tuple[Path, Path]) -> None:
+def test_a_checkpoint_that_only_another_node_has_is_not_passed_over(folders: tuple[Path, Path], on_nodes: Run) -> None:
+    whole = SHARDED | {"sharded": False}
     (folders[1] / NEWEST).parent.mkdir()
     (folders[1] / NEWEST).touch()
-    assert "is that of batch 4 on node 1" in disks(folders)[0]
-    assert disks(folders, autoresume=False) == [None, None]
+    assert "is that of batch 4 on node 1" in on_nodes("disks", **whole)[0]
+    assert on_nodes("disks", **whole | {"autoresume": False}) == [None, None]
     (folders[0] / NEWEST).parent.mkdir()
     (folders[0] / NEWEST).touch()
-    assert disks(folders) == [None, None]
+    assert on_nodes("disks", **whole) == [None, None]
 
 
-def test_every_node_needs_the_checkpoint_that_the_run_goes_on_from(folders: tuple[Path, Path]) -> None:
+def test_every_node_needs_the_checkpoint_that_the_run_goes_on_from(folders: tuple[Path, Path], on_nodes: Run) -> None:
     def copies() -> list[Any]:
-        return on_nodes(folders, lambda rank: nodes.check_copies(str(NEWEST)))
+        return on_nodes("copies", path=str(NEWEST))
 
     (folders[0] / NEWEST).parent.mkdir()
     torch.save(torch.ones(3), folders[0] / NEWEST)
