@@ -57,7 +57,8 @@ def disk(
         num_nodes: among which a sharded checkpoint is divided.
     """
     limit = (recipe["train_loader"].get("dataset") or {}).get("cache_limit")
-    cached = train.cached if limit is None else min(train.cached, bytes_to_int(limit))
+    # Where nothing is cached the data may not have been opened, and the limit not been checked.
+    cached = min(train.cached, bytes_to_int(limit)) if train.cached and limit is not None else train.cached
     whole = PER_PARAMETER * parameters
     sharded = (recipe["fsdp_config"] or {}).get("state_dict_type", "sharded") == "sharded"
     checkpoint = whole // num_nodes if recipe["fsdp_config"] is not None and sharded else whole

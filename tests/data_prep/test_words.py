@@ -19,7 +19,8 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from llmshearing.data_prep import word_cache, word_split
-from llmshearing.data_prep.readers import Document, find_corpus, read_documents
+from llmshearing.data_prep.corpus import find_corpus
+from llmshearing.data_prep.readers import Document, read_documents
 from llmshearing.data_prep.tokenizer import FastEncoder, SentencePieceEncoder
 from llmshearing.data_prep.train_tokenizer import to_huggingface
 from llmshearing.data_prep.word_split import SPACE
