@@ -12,6 +12,7 @@ from composer.core import Time
 
 from llmshearing.convert.checkpoint import Checkpoint
 from llmshearing.convert.commands import open_checkpoint
+from llmshearing.data.permutation import SUB_STREAMS
 from llmshearing.devices import sharded
 from llmshearing.errors import InputError
 from llmshearing.registry import COMPONENTS, resolve
@@ -166,7 +167,8 @@ def _differences(checkpoint: Checkpoint, recipe: dict[str, Any], times: Mapping[
     if seed is not None and seed != recipe["seed"]:
         yield f"seed is {recipe['seed']}, but it was {seed}"
     dataset, saved = recipe["train_loader"].get("dataset") or {}, checkpoint.dataset()
-    if Path(checkpoint.path).is_dir() and saved and "sub_streams" not in saved and dataset.get("sub_streams", 16) != 1:
+    before = Path(checkpoint.path).is_dir() and saved and "sub_streams" not in saved
+    if before and dataset.get("sub_streams", SUB_STREAMS) != 1:
         yield "train_loader.dataset.sub_streams is not 1, as it was: earlier versions knew no other"
     settings = recipe["optimizer"]
     name = resolve("optimizer", settings["name"]).__name__

@@ -71,17 +71,6 @@ def join(place: Place, *names: str) -> str:
     return "/".join((os.fspath(place).rstrip("/"), *names))
 
 
-def local_path(place: Place, what: str) -> Path:
-    """A place as a path, for what can only be on a disk.
-
-    Raises:
-        InputError: it is an address.
-    """
-    if is_remote(place):
-        raise InputError(f"{what}: '{place}' is an address, and has to be a folder of this machine. Give a path.")
-    return Path(place)
-
-
 def info(place: Place) -> Info | None:
     """Size and time of a file, or None where there is none.
 

@@ -31,7 +31,7 @@ from streaming import Stream
 from llmshearing.data.arguments import Folders, check_dataset, folder_of_each, opens
 from llmshearing.data.cache import is_remote
 from llmshearing.data.partial_rounds import to_plain
-from llmshearing.data.permutation import most_sub_streams
+from llmshearing.data.permutation import SUB_STREAMS, most_sub_streams
 from llmshearing.data.plan import RoundPlan
 from llmshearing.data.prefetch import Prefetcher
 from llmshearing.data.proportions import distribution
@@ -111,7 +111,7 @@ class DynamicStreamingDataset(ShardedDataset):
         on_exhausted: str = "repeat",
         shuffle_seed: int = 9176,
         shuffle_block_size: int = 1 << 18,
-        sub_streams: int = 16,
+        sub_streams: int = SUB_STREAMS,
         replication: int | None = None,
         seq_len: int | None = None,
         vocab_size: int | None = None,

@@ -23,6 +23,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+#: Of a domain, unless a recipe says otherwise.
+SUB_STREAMS = 16
 _FEISTEL_ROUNDS = 10  # fewer show in the statistics of domains of a handful of samples
 _LEAST_SAMPLES = 1024  # of a sub-stream; a domain of less than two of these is downloaded by every node in no time
 _KEPT_PASSES = 2  # a slice that crosses the end of a pass needs two

@@ -19,6 +19,7 @@ from pathlib import Path
 from llmshearing.data_prep.corpus import find_corpus
 from llmshearing.errors import InputError, cli
 from llmshearing.fileio import new_folder
+from llmshearing.following import say_next
 
 
 @cli
@@ -43,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for domain, files in domains.items():
             with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
                 filter_domain(files, out / domain, Path(scratch), **options)
-    print(f"python data_prep/prepare.py {args.out} ...")
+    say_next(
+        "python data_prep/prepare.py {corpus} OUT --tokenizer MODEL --seq-len S --eval-sequences E", corpus=args.out
+    )
 
 
 if __name__ == "__main__":

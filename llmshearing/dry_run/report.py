@@ -23,7 +23,7 @@ from llmshearing.dry_run import estimates, parts, schedule
 from llmshearing.dry_run.checks import check
 from llmshearing.dry_run.disk import disk
 from llmshearing.dry_run.parts import Data, Findings
-from llmshearing.dry_run.transfers import bytes_of_node, download_lines
+from llmshearing.dry_run.transfers import Transfers
 from llmshearing.errors import InputError, unknown_name
 from llmshearing.schema import Number, unfit
 
@@ -114,9 +114,9 @@ def describe(recipe: dict[str, Any], devices: Devices, findings: Findings) -> li
         lines += [f"target      {target}: {target.num_parameters():,} parameters, {share:.1%} of the model"]
     lines += _data_lines(data, recipe, checked.duration)
     lines += _cost_lines(source, recipe, checked.duration, devices, data, checked.teacher)
-    if data is not None:
-        lines += download_lines(data.train, checked.duration, nodes=devices.num_nodes)
-    return [*lines, _disk_line(source, recipe, checked.duration, devices, data)]
+    moved = None if data is None else Transfers(data.train, checked.duration, nodes=devices.num_nodes)
+    lines += moved.lines() if moved is not None else []
+    return [*lines, _disk_line(source, recipe, checked.duration, devices, data, moved)]
 
 
 def _data_lines(data: Data | None, recipe: Mapping[str, Any], duration: float) -> list[str]:
@@ -180,14 +180,19 @@ def _cost_lines(
 
 
 def _disk_line(
-    shape: ModelShape, recipe: Mapping[str, Any], duration: float, devices: Devices, data: Data | None
+    shape: ModelShape,
+    recipe: Mapping[str, Any],
+    duration: float,
+    devices: Devices,
+    data: Data | None,
+    moved: Transfers | None,
 ) -> str:
     needed = disk(
         recipe,
         parameters=shape.num_parameters(),
         batches=duration,
         saves=duration / max(1.0, schedule.batches(recipe["save_interval"], dict(recipe), "save_interval")),
-        train=bytes_of_node(data.train, duration, nodes=devices.num_nodes) if data else DataBytes(),
+        train=moved.of_node() if moved else DataBytes(),
         evaluation=data.eval_bytes if data else DataBytes(),
         num_nodes=devices.num_nodes,
     )

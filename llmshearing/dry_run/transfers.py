@@ -14,38 +14,48 @@ from llmshearing.data.dataset import DynamicStreamingDataset
 from llmshearing.data.downloads import Downloads, downloads
 
 
-def download_lines(train: DynamicStreamingDataset, batches: float, *, nodes: int) -> list[str]:
-    """The report's lines on it for so many batches; none where all data is local."""
-    if not any(map(is_remote, train.streams)):
-        return []
-    fetched, kept = _transfers(train, batches, nodes)
-    limit = "" if train.cache_limit is None else f" (cache_limit: {_size(bytes_to_int(train.cache_limit))})"
-    lines = [
-        f"download    at most {_size(fetched.by_node.max())} to each of {nodes} nodes at the first round's shares, "
-        f"{_size(kept.by_node.max())} on its disk{limit}: shards are downloaded {fetched.amplification:.2f} times"
-    ]
-    lanes, sub_streams = train.rounds.at(train.rounds.start).lanes, train.sub_streams
-    if nodes > lanes:
-        remedy = f"raise train_loader.dataset.sub_streams ({sub_streams})"
-        if lanes < sub_streams:
-            remedy = "give each domain more shards, rounds more batches, or batches a multiple of sub_streams sequences"
-        lines += [f"download    the data is read in {lanes} parts, which several nodes download each: {remedy}"]
-    return lines
+class Transfers:
+    """What nodes download of the training data.
 
+    Args:
+        train: the data.
+        batches: of the run.
+        nodes: how many.
+    """
 
-def bytes_of_node(train: DynamicStreamingDataset, batches: float, *, nodes: int) -> DataBytes:
-    """What the node that reads most downloads of the training data and has in its cache, and what is here already."""
-    here = train.stored().here
-    if not any(map(is_remote, train.streams)):
-        return DataBytes(here=here)
-    fetched, kept = _transfers(train, batches, nodes)
-    return DataBytes(here=here, fetched=int(fetched.by_node.max()), cached=int(kept.by_node.max()))
+    def __init__(self, train: DynamicStreamingDataset, batches: float, *, nodes: int) -> None:
+        self._train, self._nodes = train, nodes
+        self._moved: tuple[Downloads, Downloads] | None = None  # what is fetched, and what stays on the disk
+        if any(map(is_remote, train.streams)):
+            measure = partial(_downloads, train, batches, nodes)
+            fetched = measure(lambda shard, _: shard.get_zip_size() or shard.get_raw_size())
+            self._moved = fetched, measure(lambda shard, keep_zip: shard.get_persistent_size(keep_zip))
 
+    def lines(self) -> list[str]:
+        """The report's lines on it; none where all data is local."""
+        if self._moved is None:
+            return []
+        train, (fetched, kept) = self._train, self._moved
+        limit = "" if train.cache_limit is None else f" (cache_limit: {_size(bytes_to_int(train.cache_limit))})"
+        lines = [
+            f"download    at most {_size(fetched.by_node.max())} to each of {self._nodes} nodes at the first round's "
+            f"shares, {_size(kept.by_node.max())} on its disk{limit}: shards are downloaded "
+            f"{fetched.amplification:.2f} times"
+        ]
+        lanes, sub_streams = train.rounds.at(train.rounds.start).lanes, train.sub_streams
+        if self._nodes > lanes:
+            remedy = f"raise train_loader.dataset.sub_streams ({sub_streams})"
+            if lanes < sub_streams:
+                remedy = (
+                    "give each domain more shards, rounds more batches, or batches a multiple of sub_streams sequences"
+                )
+            lines += [f"download    the data is read in {lanes} parts, which several nodes download each: {remedy}"]
+        return lines
 
-def _transfers(train: DynamicStreamingDataset, batches: float, nodes: int) -> tuple[Downloads, Downloads]:
-    measure = partial(_downloads, train, batches, nodes)
-    fetched = measure(lambda shard, _: shard.get_zip_size() or shard.get_raw_size())
-    return fetched, measure(lambda shard, keep_zip: shard.get_persistent_size(keep_zip))
+    def of_node(self) -> DataBytes:
+        """What the node that reads most downloads and has in its cache, and what is here already."""
+        fetched, kept = (0, 0) if self._moved is None else (int(each.by_node.max()) for each in self._moved)
+        return DataBytes(here=self._train.stored().here, fetched=fetched, cached=kept)
 
 
 def _downloads(
