@@ -58,7 +58,7 @@ def name_of(shard: Reader) -> str:
 def flaw(shard: Reader) -> str | None:
     """What is wrong with a shard's local files by their sizes alone; ``None`` where nothing is.
 
-    A download that was killed leaves the first part of a file. Files that are not there are found out on use.
+    A download that was killed leaves the first part of a file. Files that are not there are no flaw of a cache.
     """
     for pair in shard.file_pairs:
         for info in filter(None, pair):
@@ -83,13 +83,15 @@ def check_only_copy(shard: Reader) -> None:
     """Check a shard that cannot be fetched.
 
     Raises:
-        InputError: it has another size than the index says.
+        InputError: it is not there, or has another size than the index says.
     """
     if problem := flaw(shard):
         raise InputError(
             f"Shard '{name_of(shard)}' is damaged: {problem}. Prepare the data again, or set remote to "
             "where a whole copy is."
         )
+    if not _is_there(shard):
+        raise InputError(f"Shard '{name_of(shard)}' is missing. Copy it again, or set remote to where it is.")
 
 
 def fetch(stream: Stream, shard: Reader) -> None:
@@ -100,8 +102,6 @@ def fetch(stream: Stream, shard: Reader) -> None:
     """
     if not is_remote(stream):
         check_only_copy(shard)
-        if not _is_there(shard):
-            raise InputError(f"Shard '{name_of(shard)}' is missing. Copy it again, or set remote to where it is.")
     for attempt in range(2):
         try:
             stream.prepare_shard(shard)

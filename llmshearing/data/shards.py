@@ -68,7 +68,7 @@ class ShardedDataset(StreamingDataset):
 
     Raises:
         InputError: what ``StreamingDataset`` says about wrong settings or unreadable data; a shard that is the only
-            copy is cut off.
+            copy is cut off, or missing on any node.
     """
 
     def __init__(self, *, streams: Sequence[Stream], cache_limit: int | str | None = None, **settings: Any) -> None:
@@ -189,7 +189,7 @@ class ShardedDataset(StreamingDataset):
         self._shard_states[shard_id] = _REMOTE
 
     def _check_files(self) -> None:
-        """Forget what a killed download has left of a cached shard; an only copy has to be whole."""
+        """Forget what a killed download has left of a cached shard; an only copy has to be there and whole."""
         with process_group(), together():
             for shard_id, shard in enumerate(self.shards):
                 if not is_remote(self.streams[int(self.stream_per_shard[shard_id])]):

@@ -14,15 +14,21 @@ from typing import Any
 import psutil
 
 from tests.conftest import REPOSITORY, heed_signals
+from tests.forkserver import Forked, ForkServer
 
 
-def start(ranks: int, out: Path, **job: Any) -> subprocess.Popen[bytes]:
-    """Start a run; ``out`` becomes the folder of its results, its log and the other ranks' stderr."""
+def start(ranks: int, out: Path, *, forked: ForkServer | None = None, **job: Any) -> subprocess.Popen[bytes] | Forked:
+    """Start a run; ``out`` becomes the folder of its results, its log and the other ranks' stderr.
+
+    By ``forked``, where nothing hangs on the launcher and its processes: it is ten seconds faster for each rank.
+    """
     out.mkdir()
     job = {"out": str(out), **{key: str(value) if isinstance(value, Path) else value for key, value in job.items()}}
     command = [sys.executable, "-m", "composer", "-n", str(ranks), "--stderr", str(out / "stderr{rank}")]
     command += ["-m", "tests.data.training", json.dumps(job)]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    if forked is not None:
+        return forked.start(command, cwd=REPOSITORY, env=environment)
     with (out / "log").open("wb") as log:
         return subprocess.Popen(
             command,
@@ -35,18 +41,24 @@ def start(ranks: int, out: Path, **job: Any) -> subprocess.Popen[bytes]:
         )
 
 
-def finish(process: subprocess.Popen[bytes], out: Path, *, timeout: float = 300) -> str:
+def finish(process: subprocess.Popen[bytes] | Forked, out: Path, *, timeout: float = 300) -> str:
     """Wait for a run that must end by itself. Returns its log."""
     try:
         process.wait(timeout)
     except subprocess.TimeoutExpired:
         for left in processes_of(out):
             left.kill()
-        raise AssertionError(f"still running after {timeout} s:\n{(out / 'log').read_text()}") from None
-    return (out / "log").read_text()
+        if isinstance(process, Forked):
+            process.kill_group()
+        raise AssertionError(f"still running after {timeout} s:\n{_log(process, out)}") from None
+    return _log(process, out)
 
 
-def results(process: subprocess.Popen[bytes], out: Path) -> list[dict[str, Any]]:
+def _log(process: subprocess.Popen[bytes] | Forked, out: Path) -> str:
+    return "".join(process.read()) if isinstance(process, Forked) else (out / "log").read_text()
+
+
+def results(process: subprocess.Popen[bytes] | Forked, out: Path) -> list[dict[str, Any]]:
     """What each rank of a run that must succeed saw."""
     log = finish(process, out)
     assert process.returncode == 0, log

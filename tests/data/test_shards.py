@@ -5,18 +5,13 @@ from __future__ import annotations
 import fcntl
 import gc
 import logging
-import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
-from multiprocessing.queues import Queue
 from multiprocessing.shared_memory import SharedMemory
-from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +26,8 @@ from llmshearing.data.shards import ShardBounds, ShardedDataset
 from llmshearing.errors import InputError
 from tests.conftest import REPOSITORY
 from tests.data.helpers import mixes, open_dataset, shared_memory_of, train, write_domain
+from tests.data.launch import wait_until
+from tests.forkserver import ForkServer
 
 SHARD_BYTES = 600  # a little more than a shard of 16 samples
 
@@ -63,35 +60,43 @@ def test_bounds_say_what_spanner_says() -> None:
             bounds[outside]
 
 
-def _open(root: Path, folder: Path, barrier: Barrier, results: Queue[str], times: int) -> None:
-    tempfile.tempdir = str(folder)  # as TMPDIR of a job of its own does
-    for _ in range(times):
-        barrier.wait()
-        dataset = open_dataset(root)
-        barrier.wait()  # nobody leaves before all are in
-        results.put(f"prefix {dataset._shm_prefix_int}")
-        del dataset
-        gc.collect()
+_OPEN_TOGETHER = """
+import gc, sys, time
+from pathlib import Path
+from tests.data.helpers import open_dataset
+
+data, marks, run, runs, times = sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:])
+
+def all_are_here(place):
+    (marks / f"{place}-{run}").touch()
+    while len(list(marks.glob(f"{place}-*"))) < runs:
+        time.sleep(0.001)
+
+for time_ in range(times):
+    all_are_here(f"begin{time_}")
+    dataset = open_dataset(Path(data))
+    all_are_here(f"end{time_}")  # nobody leaves before all are in
+    print(dataset._shm_prefix_int)
+    del dataset
+    gc.collect()
+"""
 
 
-def test_runs_that_start_together_do_not_collide(data: Path, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")  # a fork would inherit this process's process group, not its threads
+def test_runs_that_start_together_do_not_collide(data: Path, tmp_path: Path, forked: ForkServer) -> None:
     runs, times = 3, 3
-    barrier, results = context.Barrier(runs, timeout=60), context.Queue()
-    folders = [tmp_path / str(run) for run in range(runs)]
-    processes = [context.Process(target=_open, args=(data, folder, barrier, results, times)) for folder in folders]
-    for process in processes:
-        process.start()
+    processes = []
+    for run in map(str, range(runs)):
+        (tmp_path / run).mkdir()
+        command = [sys.executable, "-c", _OPEN_TOGETHER, data, tmp_path, run, str(runs), str(times)]
+        environment = {**os.environ, "TMPDIR": str(tmp_path / run)}  # as of a job of its own
+        processes.append(forked.start(command, cwd=REPOSITORY, env=environment))
     try:
-        for _ in range(times):
-            answers = [results.get(timeout=90) for _ in processes]
-            assert len(set(answers)) == runs, answers
-        for process in processes:
-            process.join(timeout=60)
-            assert process.exitcode == 0
+        assert [process.wait(timeout=60) for process in processes] == [0] * runs
     finally:
         for process in processes:
-            process.kill()
+            process.kill_group()
+    prefixes = [process.read()[0].split() for process in processes]
+    assert [len(set(taken)) for taken in zip(*prefixes, strict=True)] == [runs] * times
 
 
 def test_shared_memory_goes_with_the_dataset(data: Path) -> None:
@@ -112,25 +117,23 @@ from tests.data.helpers import open_dataset
 dataset = open_dataset(Path(sys.argv[1]))
 dataset.unlink()
 print(dataset._shm_prefix_int, flush=True)
-sys.stdin.readline()
+while not Path(sys.argv[2]).exists():
+    time.sleep(0.01)
 del dataset  # and at the end of the process, once more
 """
 
 
-def test_names_that_another_run_has_taken_since_stay_its_own(data: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", _OPEN_AND_UNLINK, str(data)],
-        **dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE),
-        text=True,
-        cwd=REPOSITORY,
-    )
-    assert process.stdout is not None
-    prefix = int(process.stdout.readline())
+def test_names_that_another_run_has_taken_since_stay_its_own(data: Path, tmp_path: Path, forked: ForkServer) -> None:
+    go_on = tmp_path / "go on"
+    process = forked.start([sys.executable, "-c", _OPEN_AND_UNLINK, data, go_on], cwd=REPOSITORY)
+    wait_until(lambda: process.read()[0].endswith("\n"), "the prefix")
+    prefix = int(process.read()[0])
     kinds = ("locals", "barrier", "next_epoch", "cache_usage", "shard_states", "shard_access_times")
     taken = [SharedMemory(f"{prefix:06}_{kind}", create=True, size=8) for kind in kinds]
     try:
-        _, errors = process.communicate("go on\n", timeout=60)
-        assert process.returncode == 0, errors
+        go_on.touch()
+        code, (_, errors) = process.wait(timeout=60), process.read()
+        assert code == 0, errors
         assert "Traceback" not in errors, errors
         for memory in taken:
             SharedMemory(memory.name).close()  # it is still there
@@ -233,14 +236,15 @@ def test_a_failure_elsewhere_does_not_leave_others_waiting(data: Path, tmp_path:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda path: path.write_bytes(path.read_bytes()[:300]), "has 300 bytes, where the index says 512"),
+        (lambda path: path.write_bytes(path.read_bytes()[:300]), "damaged: .* has 300 bytes, where the index says 512"),
+        (Path.unlink, "missing. Copy it again, or set remote to where it is"),
     ],
 )
 def test_an_only_copy_that_is_not_whole_is_refused_at_once(
     remote: Path, spoil: Callable[[Path], Any], message: str
 ) -> None:
     spoil(shard_files(remote / "web")[1])
-    with pytest.raises(InputError, match=rf"Shard '.*web/shard.00001.mds' is damaged: .*{message}"):
+    with pytest.raises(InputError, match=rf"Shard '.*web/shard.00001.mds' is {message}"):
         open_dataset(remote)
 
 
