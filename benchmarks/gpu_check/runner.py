@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 
 from benchmarks.gpu_check.part import FailedError, Found, Setup, SkippedError
@@ -72,19 +73,22 @@ def run(
         parts: where they are.
         seconds: for all together; a part that is not done then is ended, and later ones do not begin.
     """
+    # Libraries may ask for a GPU as they are imported, and a fork of a process that has could not use it.
+    get = multiprocessing.get_context
+    context = get("spawn") if setup.on_gpu else get("forkserver")
+    context.set_forkserver_preload([module for module, _ in parts.values()])
     end = time.monotonic() + seconds
     for name in names:
         begin = time.monotonic()
-        outcome, figure, values = _in_process(parts[name], setup, setup.folder / f"{name}.log", end - begin)
+        outcome, figure, values = _in_process(context, parts[name], setup, setup.folder / f"{name}.log", end - begin)
         yield Outcome(name, outcome, figure, time.monotonic() - begin, values)
 
 
 def _in_process(
-    part: tuple[str, str], setup: Setup, log: Path, seconds: float
+    context: SpawnContext | ForkServerContext, part: tuple[str, str], setup: Setup, log: Path, seconds: float
 ) -> tuple[str, str, Mapping[str, object]]:
     if seconds <= 0:
         return "failed", "not begun: the time for all parts is over", {}
-    context = multiprocessing.get_context("spawn")  # a fork could not use CUDA
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(part, setup, log, theirs))
     process.start()

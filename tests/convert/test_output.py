@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import convert as benchmark
-from tests.conftest import REPOSITORY, heed_signals
+from tests.conftest import REPOSITORY
 from tests.convert.checkpoints import changed
+from tests.forkserver import Forked, ForkServer
 
 # Rows one by one: slow enough to be stopped on the way.
 SLOW = "from llmshearing.convert import __main__, commands; commands._BYTES_IN_FLIGHT = 1; __main__.main()"
@@ -58,25 +59,20 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def shearing(checkpoint: Path, out: Path, *options: str, command: str = "shear") -> Iterator[subprocess.Popen[str]]:
+def shearing(
+    forked: ForkServer, checkpoint: Path, out: Path, *options: str, command: str = "shear"
+) -> Iterator[Forked]:
     """A process that is in the midst of writing."""
-    with subprocess.Popen(
-        [sys.executable, "-c", SLOW, command, str(checkpoint), str(out), *options],
-        cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=heed_signals,
-    ) as process:
-        try:
-            end = time.monotonic() + 120
-            while not list(out.parent.glob(f".{out.name}.*/*.safetensors")):
-                assert process.poll() is None
-                assert time.monotonic() < end
-                time.sleep(0.01)
-            yield process
-        finally:
-            process.kill()
+    process = forked.start([sys.executable, "-c", SLOW, command, checkpoint, out, *options], cwd=REPOSITORY)
+    try:
+        end = time.monotonic() + 120
+        while not list(out.parent.glob(f".{out.name}.*/*.safetensors")):
+            assert process.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        yield process
+    finally:
+        process.kill()
 
 
 def make_model_folder(folder: Path) -> list[str]:
@@ -88,69 +84,65 @@ def make_model_folder(folder: Path) -> list[str]:
     return files
 
 
-def finish(checkpoint: Path, out: Path) -> str:
+def finish(forked: ForkServer, checkpoint: Path, out: Path) -> str:
     """An ordinary conversion; what it said."""
-    command = [sys.executable, "-m", "llmshearing.convert", "shear", str(checkpoint), str(out)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
+    command = [sys.executable, "-m", "llmshearing.convert", "shear", checkpoint, out]
+    return forked.run(command, cwd=REPOSITORY, timeout=120, check=True).stderr
 
 
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130), (signal.SIGHUP, -signal.SIGHUP)]
 )
-def test_a_signal_ends_it_and_leaves_nothing(tmp_path: Path, checkpoint: Path, number: int, code: int) -> None:
+def test_a_signal_ends_it_and_leaves_nothing(
+    tmp_path: Path, checkpoint: Path, forked: ForkServer, number: int, code: int
+) -> None:
     files = make_model_folder(tmp_path / "out")
-    with shearing(checkpoint, tmp_path / "out", "--overwrite") as process:
+    with shearing(forked, checkpoint, tmp_path / "out", "--overwrite") as process:
         process.send_signal(number)
-        _, error = process.communicate(timeout=60)
-    assert process.returncode == code
-    assert error == f"Stopped by {signal.Signals(number).name}. Nothing is left behind.\n"
+        assert process.wait(timeout=60) == code
+    assert process.read()[1] == f"Stopped by {signal.Signals(number).name}. Nothing is left behind.\n"
     assert sorted(path.name for path in tmp_path.rglob("*")) == sorted(["out", *files])
 
 
-def test_a_signal_that_comes_too_late_finds_the_new_folder_in_place(tmp_path: Path, checkpoint: Path) -> None:
+def test_a_signal_that_comes_too_late_finds_the_new_folder_in_place(
+    tmp_path: Path, checkpoint: Path, forked: ForkServer
+) -> None:
     make_model_folder(tmp_path / "out")
-    done = subprocess.run(
-        [sys.executable, "-c", LATE, "shear", str(checkpoint), str(tmp_path / "out"), "--overwrite"],
-        cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        timeout=120,
-    )
+    command = [sys.executable, "-c", LATE, "shear", checkpoint, tmp_path / "out", "--overwrite"]
+    done = forked.run(command, cwd=REPOSITORY, timeout=120)
     assert done.returncode == -signal.SIGTERM
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"model.safetensors", "shearing.json"}
     assert not (tmp_path / "out" / "old").exists()
 
 
-def test_export_ends_likewise(tmp_path: Path, checkpoint: Path) -> None:
+def test_export_ends_likewise(tmp_path: Path, checkpoint: Path, forked: ForkServer) -> None:
     dense = changed(
         checkpoint, checkpoint.with_name("dense.pt"), lambda content: content["state"].update(algorithms=[])
     )
-    with shearing(dense, tmp_path / "out", command="export") as process:
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGTERM
+    with shearing(forked, dense, tmp_path / "out", command="export") as process:
+        process.terminate()
+        assert process.wait(timeout=60) == -signal.SIGTERM
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_one_left_goes_with_the_next_run(tmp_path: Path, checkpoint: Path) -> None:
-    with shearing(checkpoint, tmp_path / "out") as process:
+def test_what_a_killed_one_left_goes_with_the_next_run(tmp_path: Path, checkpoint: Path, forked: ForkServer) -> None:
+    with shearing(forked, checkpoint, tmp_path / "out") as process:
         process.kill()
         process.wait()
     (left,) = tmp_path.iterdir()
     (tmp_path / ".out.settings").mkdir()  # named likewise, but no leftover
     (tmp_path / ".out.settings" / "mine").touch()
-    assert f"Removed '{left}', left by a conversion that was killed." in finish(checkpoint, tmp_path / "out")
+    assert f"Removed '{left}', left by a conversion that was killed." in finish(forked, checkpoint, tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"out", ".out.settings"}
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
-def test_one_that_still_runs_is_left_alone(tmp_path: Path, checkpoint: Path) -> None:
-    with shearing(checkpoint, tmp_path / "out") as process:
+def test_one_that_still_runs_is_left_alone(tmp_path: Path, checkpoint: Path, forked: ForkServer) -> None:
+    with shearing(forked, checkpoint, tmp_path / "out") as process:
         process.send_signal(signal.SIGSTOP)
         (running,) = tmp_path.iterdir()
-        assert f"'{running}' is of a conversion that still runs" in finish(checkpoint, tmp_path / "out")
+        assert f"'{running}' is of a conversion that still runs" in finish(forked, checkpoint, tmp_path / "out")
         assert list(running.glob("*.safetensors"))
 
 
