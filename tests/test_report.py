@@ -106,10 +106,8 @@ def pictures(page: str) -> dict[str, str]:
     return dict(re.findall(r"<figure><figcaption><strong>(.*?)</strong>.*?(<svg.*?</svg>)", page, flags=re.DOTALL))
 
 
-@pytest.fixture
-def whole_run(tmp_path: Path) -> Path:
+def write_whole_run(run: Path) -> Path:
     """Two stages, of which the alphabetically first ran last, a shearing that two folders hold, and a summary."""
-    run = tmp_path / "demo"
     write_records(run / "stages" / "prune", pruning_records(100))
     write_records(
         run / "stages" / "after", [{"batch": batch, "time": 5000.0, "loss/train/total": 3.0} for batch in (1, 2, 3)]
@@ -121,8 +119,19 @@ def whole_run(tmp_path: Path) -> Path:
     return run
 
 
-def test_a_whole_run_shows_everything_in_the_order_it_happened(whole_run: Path) -> None:
-    page = report(whole_run)
+@pytest.fixture
+def whole_run(tmp_path: Path) -> Path:
+    """The folder of :func:`write_whole_run`, for one test."""
+    return write_whole_run(tmp_path / "demo")
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Its page, drawn once."""
+    return report(write_whole_run(tmp_path_factory.mktemp("report") / "demo"))
+
+
+def test_a_whole_run_shows_everything_in_the_order_it_happened(page: str) -> None:
     headings = re.findall(r"<h2[^>]*>(.*?)</h2>", page)
     assert headings == ["Summary", "What they write", "prune", "after", "What was kept (final, sheared)"]
     assert list(pictures(page)) == [
@@ -141,8 +150,7 @@ def test_only_sections_with_data_are_shown(tmp_path: Path) -> None:
         assert absent not in page.split("</style>")[1]
 
 
-def test_the_page_refers_to_nothing_outside_itself(whole_run: Path) -> None:
-    page = report(whole_run)
+def test_the_page_refers_to_nothing_outside_itself(page: str) -> None:
     references = re.findall(r'(?:src|href)\s*=\s*"([^"]*)"', page) + re.findall(r"url\(([^)]*)\)", page)
     assert references
     assert all(reference.startswith(("#", "data:image/png;base64,")) for reference in references)
@@ -150,16 +158,15 @@ def test_the_page_refers_to_nothing_outside_itself(whole_run: Path) -> None:
     assert "<script" not in page
 
 
-def test_pictures_are_well_formed_and_scale_with_the_page(whole_run: Path) -> None:
-    for title, svg in pictures(report(whole_run)).items():
+def test_pictures_are_well_formed_and_scale_with_the_page(page: str) -> None:
+    for title, svg in pictures(page).items():
         root = ElementTree.fromstring(svg)
         assert "viewBox" in root.attrib, title
         assert "width" not in root.attrib, title
         assert root.attrib["aria-label"], title
 
 
-def test_notes_give_the_final_values(whole_run: Path) -> None:
-    page = report(whole_run)
+def test_notes_give_the_final_values(page: str) -> None:
     assert "100 batches · 51.2 k tokens · 1 min 39 s from the first to the last record" in page
     assert "Ends at 2.010. The dark line is a running mean over 2 batches." in page
     assert "Ends at 6.0, target 6, 3 masks undecided." in page
@@ -169,16 +176,15 @@ def test_notes_give_the_final_values(whole_run: Path) -> None:
     assert {"code 25.0%", "wiki 75.0%"} <= set(re.findall(r">([^<>]*%)</text>", pictures(page)["Domain proportions"]))
 
 
-def test_a_domain_has_one_colour_throughout(whole_run: Path) -> None:
-    page = report(whole_run)
+def test_a_domain_has_one_colour_throughout(page: str) -> None:
     for domain in ("code", "wiki"):
         (colour,) = set(re.findall(rf'background:(#\w+)"></span>{domain}<', page))
         assert colour in pictures(page)[domain]
         assert colour in pictures(page)["Domain proportions"]
 
 
-def test_the_heads_map_marks_exactly_the_kept_heads(whole_run: Path) -> None:
-    svg = pictures(report(whole_run))["Layers and heads"]
+def test_the_heads_map_marks_exactly_the_kept_heads(page: str) -> None:
+    svg = pictures(page)["Layers and heads"]
     assert svg.count(f"fill: {ACCENT}") == 2 * 2  # two heads in each of two layers
     assert svg.count("fill: var(--line)") == 3 * 4 - 4
 
@@ -209,8 +215,7 @@ def test_wide_maps_show_the_share_of_kept_units_per_column() -> None:
     assert (binned(stay[:, :700]) == stay[:, :700]).all()
 
 
-def test_the_summary_states_loss_cost_and_mix(whole_run: Path) -> None:
-    page = report(whole_run)
+def test_the_summary_states_loss_cost_and_mix(page: str) -> None:
     assert "Seed 17. The final model's mean loss is 0.250 nats per token below that of the control" in page
     cells = {name: re.findall("<td>(.*?)</td>", row) for name, row in re.findall(r"<tr[^>]*><th>(?:<span[^>]*></span>)?"
              r"([^<]*)</th>(.*?)</tr>", page)}  # fmt: skip
@@ -224,8 +229,8 @@ def test_the_summary_states_loss_cost_and_mix(whole_run: Path) -> None:
     assert cells["code"] == ["12.5%"]  # the last table with that row: the proportions
 
 
-def test_what_models_write_stands_side_by_side(whole_run: Path) -> None:
-    rows = re.findall(r"<tr><th>(\w+)</th><td>(.*?)</td><td>(.*?)</td></tr>", report(whole_run).split("What they")[-1])
+def test_what_models_write_stands_side_by_side(page: str) -> None:
+    rows = re.findall(r"<tr><th>(\w+)</th><td>(.*?)</td><td>(.*?)</td></tr>", page.split("What they")[-1])
     assert rows == [("One", " is &lt;b&gt;1&lt;/b&gt;", " is 2"), ("Two", "", "!")]
 
 
@@ -266,8 +271,8 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     assert "<strong>&lt;b&gt;$x$</strong>" in page
 
 
-def test_the_same_run_gives_the_same_page(whole_run: Path) -> None:
-    assert report(whole_run) == report(whole_run)
+def test_the_same_run_gives_the_same_page(whole_run: Path, page: str) -> None:
+    assert report(whole_run) == page
 
 
 def test_long_curves_are_drawn_as_means() -> None:
