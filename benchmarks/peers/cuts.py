@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig
 
+from benchmarks.quality.layers import even_scores
 from benchmarks.quality.run import LOOKED_AT, SCORED
 from benchmarks.quality.sources import ROOT, Source
 from llmshearing.architecture.axes import DIMENSIONS, LAYERS
@@ -138,20 +139,12 @@ def complete(folder: str | Path, target: Mapping[str, int], seed: int, out: Path
         group.dimension: torch.rand(group.shape, generator=noise) for group in all_groups(shape)
     }
     if LAYERS in units:
-        units[LAYERS] = torch.zeros(shape.num_hidden_layers)
-        units[LAYERS][even_layers(shape.num_hidden_layers, wanted.num_hidden_layers)] = 1
+        units[LAYERS] = even_scores(shape.num_hidden_layers, wanted.num_hidden_layers)
     embedding = load_pretrained(str(folder)).get_input_embeddings().weight.detach()  # type: ignore[operator]
     scores = out.with_name(f"{out.name}-scores.safetensors")
     Scores(shape, units, mark_of(embedding)).save(scores)
     shear(folder, out, scores=scores, target=target)
     return {"model": str(out), "completed": completed}
-
-
-def even_layers(number: int, kept: int) -> list[int]:
-    """Indices of ``kept`` of ``number`` layers, the first and the last among them, as evenly as can be."""
-    if kept == 1:
-        return [0]
-    return [(2 * place * (number - 1) + kept - 1) // (2 * (kept - 1)) for place in range(kept)]
 
 
 def figures_of(place: Path) -> dict[str, Any]:

@@ -30,6 +30,7 @@ REAL_WAYS = (
     "scored",
     "rotated-scored",
     "rotated-scored-fitted",
+    "rotated-even-fitted",
     "rotated-scored-fitted-distilled",
 )
 REAL_BUDGETS = (100, 25, 400)

@@ -17,6 +17,7 @@ from composer.optim import CosineAnnealingWithWarmupScheduler, DecoupledAdamW
 from torch import Tensor
 from transformers import AutoConfig
 
+from benchmarks.quality.layers import with_even_layers
 from benchmarks.quality.sources import Source
 from benchmarks.quality.ways import Way
 from llmshearing import ComposerLlama, DynamicBatchLoading, ModelShape, SourceDistillation, TargetedPruning
@@ -69,6 +70,8 @@ def run(
     elif way.pruning is None:
         searched = -(-SCORED // source.batch_size)
         pretrained = rotated if way.rotated else source.model
+        if way.even:
+            scores = with_even_layers(cast(Path, scores), source.target["num_hidden_layers"], folder / "scores.safetensors")
         shear(pretrained, folder / "sheared", scores=scores, target=source.target, **_fit(source, way))
     else:
         named = {"all": steps, "third": steps // 3, "search": source.search, "extra": steps // 2}

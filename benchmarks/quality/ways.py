@@ -18,6 +18,7 @@ class Way:
             ``'extra'``, half as many as all and on top of them. The sheared model is trained for those that are left.
         scored: shear the source by scores, see :mod:`llmshearing.pruning.scoring`. Without this and without
             ``pruning`` the model has random weights.
+        even: keep layers evenly all the same.
         fitted: fit what is left, ``convert shear --fit``. Batches that scores and fits look at are counted.
         start: batches of choosing units by importance that come first; masks are then learned from that choice.
         untrained: what is sheared are the source's own weights, whatever the pruning run made of them.
@@ -29,6 +30,7 @@ class Way:
     pruning: Mapping[str, Any] | None
     stage: str | int = "all"
     scored: bool = False
+    even: bool = False
     fitted: bool = False
     start: int = 0
     untrained: bool = False
@@ -68,6 +70,9 @@ WAYS = {
     "rotated-scored": Way("rotated; scored", None, scored=True, rotated=True),
     "rotated-importance-fitted": Way("rotated; importance; fitted", _IMPORTANCE, 8, rotated=True, fitted=True),
     "rotated-scored-fitted": Way("rotated; scored; fitted", None, scored=True, rotated=True, fitted=True),
+    "rotated-even-fitted": Way(
+        "rotated; scored, layers kept evenly; fitted", None, scored=True, even=True, rotated=True, fitted=True
+    ),
     "rotated-scored-fitted-distilled": Way(
         "rotated; scored; fitted; distilled", None, scored=True, rotated=True, fitted=True, distillation=_TEACHER
     ),

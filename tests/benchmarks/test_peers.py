@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.peers.__main__ import main
-from benchmarks.peers.cuts import CUTS, PYTHON, complete, cut, even_layers, why_not
+from benchmarks.peers.cuts import CUTS, PYTHON, complete, cut, why_not
 from benchmarks.peers.multi_head import multi_head_source
 from benchmarks.peers.own import minitron_scores
 from benchmarks.peers.report import costs, rest, table
@@ -25,20 +25,6 @@ from tests.models import make_model
 
 needs_peers = pytest.mark.skipif(not PYTHON.exists(), reason="`make bench-peers` installs the other tools first")
 TARGET = {"num_hidden_layers": 2, "hidden_size": 12, "intermediate_size": 20, "num_attention_heads": 2}
-
-
-@pytest.mark.parametrize(
-    ("number", "kept", "layers"),
-    [(6, 3, [0, 3, 5]), (6, 6, [0, 1, 2, 3, 4, 5]), (30, 4, [0, 10, 19, 29]), (5, 2, [0, 4]), (5, 1, [0])],
-)
-def test_layers_are_kept_evenly(number: int, kept: int, layers: list[int]) -> None:
-    assert even_layers(number, kept) == layers
-
-
-def test_every_number_of_layers_can_be_kept() -> None:
-    for number in range(1, 40):
-        for kept in range(1, number + 1):
-            assert len(set(even_layers(number, kept))) == kept
 
 
 def test_a_shape_is_completed_evenly_and_at_random(tmp_path: Path) -> None:
