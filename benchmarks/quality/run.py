@@ -71,7 +71,8 @@ def run(
         searched = -(-SCORED // source.batch_size)
         pretrained = rotated if way.rotated else source.model
         if way.even:
-            scores = with_even_layers(cast(Path, scores), source.target["num_hidden_layers"], folder / "scores.safetensors")
+            layers = source.target["num_hidden_layers"]
+            scores = with_even_layers(cast(Path, scores), layers, folder / "scores.safetensors")
         shear(pretrained, folder / "sheared", scores=scores, target=source.target, **_fit(source, way))
     else:
         named = {"all": steps, "third": steps // 3, "search": source.search, "extra": steps // 2}
