@@ -62,6 +62,9 @@ runs/debug/data/manifest.json: data_prep/debug_corpus.py | install
 	$(BIN)/python data_prep/prepare.py runs/debug/corpus runs/debug/data --tokenizer runs/debug/tokenizer --seq-len 128 \
 		--eval-sequences 16 --workers 1
 
+# A worker is on every core: threads beside it, and beside those of what tests start, would only wait for each other.
+test test-fast: export OMP_NUM_THREADS ?= 1
+
 test: install $(GGUF)/installed
 	$(BIN)/python -m pytest $(PARALLEL)
 

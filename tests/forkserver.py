@@ -24,6 +24,8 @@ from composer.utils import get_free_tcp_port
 # By lm-eval and scikit-learn, in a test's own process: how fast files are fetched, and how OpenMP begins.
 _SET_BY_IMPORT = ("HF_XET_HIGH_PERFORMANCE", "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK")
 _READ_ON_IMPORT = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "PYTHONHASHSEED", "KMP_", "MKL_")
+# What a trainer leaves in the environment of a test's own process, by which the next process takes itself for a rank.
+_OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 _GRACE = 30.0  # seconds that ranks have to end when one of them has failed, as the composer launcher gives them
 
 
@@ -174,11 +176,13 @@ class ForkServer:
         Args:
             command: program and arguments.
             cwd: its working directory; ours if ``None``.
-            env: its whole environment; a copy of ours if ``None``.
+            env: its whole environment; a copy of ours, but for what makes a rank of it, if ``None``.
             limits: of resources, by their names in the module ``resource``, e.g. ``{"RLIMIT_FSIZE": 10_000}``.
         """
         program, *arguments = map(str, command)
-        environment = dict(os.environ if env is None else env)
+        if env is None:
+            env = {name: value for name, value in os.environ.items() if name not in _OF_RANKS}
+        environment = dict(env)
         if Path(program).name.startswith("python") and arguments[:2] != ["-m", "composer"]:
             return self._fork(command, arguments, environment, cwd, limits)
         if Path(program).name.startswith("python"):

@@ -134,13 +134,11 @@ def test_source_prune_shear_continue_export(
     assert torch.equal(cached, model.generate(ids, max_new_tokens=8, do_sample=False, use_cache=False, pad_token_id=2))
 
 
-def test_bad_recipe_ends_with_one_line_and_exit_code_2(tmp_path: Path) -> None:
+def test_bad_recipe_ends_with_one_line_and_exit_code_2(tmp_path: Path, forked: ForkServer) -> None:
     recipe = tmp_path / "recipe.yaml"
     text = (REPOSITORY / "yamls/demo-small/source.yaml").read_text()
     recipe.write_text(text.replace("max_seq_len", "max_seq_length"))
-    done = subprocess.run(
-        [sys.executable, "-m", "llmshearing.train", str(recipe)], cwd=REPOSITORY, capture_output=True, text=True
-    )
+    done = forked.run([sys.executable, "-m", "llmshearing.train", recipe], cwd=REPOSITORY)
     assert done.returncode == 2
     assert "Unknown key" in done.stderr
     assert "Did you mean 'max_seq_len'" in done.stderr

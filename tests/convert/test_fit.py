@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +20,9 @@ from llmshearing.convert.choice import by_masks
 from llmshearing.convert.commands import open_checkpoint, shear
 from llmshearing.convert.fit import fit_state_dict, rows_to_fit_on
 from llmshearing.errors import InputError
-from tests.conftest import heed_signals
+from tests.conftest import REPOSITORY
 from tests.convert.checkpoints import pruned
+from tests.forkserver import ForkServer
 from tests.models import SIZES, make_model
 
 LENGTH = 24
@@ -145,21 +146,20 @@ def test_what_is_fitted_on_and_what_is_held_out_are_from_everywhere(tmp_path: Pa
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_killed_among_its_layers_it_leaves_nothing_for_the_next(
-    made: tuple[Path, Path], tmp_path: Path, number: signal.Signals
+    made: tuple[Path, Path], tmp_path: Path, forked: ForkServer, number: signal.Signals
 ) -> None:
     checkpoint, data = made
     command = [sys.executable, "-m", "llmshearing.convert", "shear", str(checkpoint), str(tmp_path / "out")]
     command += ["--fit", str(data), "--fit-sequences", "40"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed_signals) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if line.startswith("Fitted layer 1 of"):
-                process.send_signal(number)
-        process.wait(timeout=60)
-    assert process.returncode == -number
+    process = forked.start(command, cwd=REPOSITORY)
+    while "Fitted layer 1 of" not in process.read()[1]:
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.send_signal(number)
+    assert process.wait(timeout=60) == -number
     if number == signal.SIGTERM:
         assert list(tmp_path.iterdir()) == []
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    done = forked.run(command, cwd=REPOSITORY, check=True)
     assert ("left by a conversion that was killed" in done.stderr) == (number == signal.SIGKILL)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     shear(checkpoint, tmp_path / "whole", fit=data, fit_sequences=40)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,24 +13,23 @@ from transformers import AutoTokenizer
 from llmshearing.convert.commands import shear
 from tests.conftest import REPOSITORY
 from tests.convert.tokenizers import make_tokenizer
+from tests.forkserver import ForkServer
 from tests.models import make_model
 
 pytestmark = pytest.mark.dist
 
 
 @pytest.mark.parametrize("family", ["llama3", "qwen2-tied"])
-def test_two_ranks_load_from_one_and_convert_alike(tmp_path: Path, family: str) -> None:
+def test_two_ranks_load_from_one_and_convert_alike(tmp_path: Path, forked: ForkServer, family: str) -> None:
     model = make_model(family)
     model.save_pretrained(tmp_path / "source", max_shard_size="20KB")
     model.config.save_pretrained(tmp_path / "config")
     make_tokenizer().save_pretrained(tmp_path / "source")
     composer = str(Path(sys.executable).with_name("composer"))
-    done = subprocess.run(
-        [composer, "-n", "2", "-m", "tests.convert.distributed_run", str(tmp_path)],
+    done = forked.run(
+        [composer, "-n", "2", "-m", "tests.convert.distributed_run", tmp_path],
         cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         timeout=900,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]

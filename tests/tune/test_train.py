@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from llmshearing.tune.settings import Settings
 from llmshearing.tune.template import prepare_tokenizer
 from llmshearing.tune.train import _trainer, tune
 from tests.conftest import REPOSITORY
+from tests.data.launch import wait_until
+from tests.forkserver import ForkServer
 from tests.repeats import write
 from tests.tune.small import ANSWERS, LLAMA3, VOCAB_SIZE, make_folder, make_tokenizer, write_chats
 
@@ -198,27 +200,23 @@ for out in sys.argv[4:]:
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path: Path, forked: ForkServer) -> None:
     model, chats = make_folder(tmp_path / "model", LLAMA3), write_chats(tmp_path / "chats")
     out, whole = tmp_path / "out", tmp_path / "whole"
     command = [sys.executable, "-c", SCRIPT, model, chats, "40"]
     ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE")  # as another test's trainer leaves them
     alone = {name: value for name, value in os.environ.items() if name not in ranks} | {"PYTHONPATH": str(REPOSITORY)}
-    settings: dict[str, Any] = {"cwd": REPOSITORY, "env": alone}
-    with subprocess.Popen([*command, str(out)], **settings) as process:
-        end = time.monotonic() + 120
-        while not (checkpoints_of(out) / "checkpoint-4" / "trainer_state.json").exists():
-            assert process.poll() is None
-            assert time.monotonic() < end
-            time.sleep(0.01)
-        process.kill()
+    process = forked.start([*command, str(out)], cwd=REPOSITORY, env=alone)
+    saved = checkpoints_of(out) / "checkpoint-4" / "trainer_state.json"
+    wait_until(lambda: saved.exists() or process.poll() is not None, "a checkpoint")
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, process.read()[1]
     steps = [int(path.name.split("-")[1]) for path in checkpoints_of(out).glob("checkpoint-*")]
     assert max(steps) < 80
     torn = checkpoints_of(out) / "checkpoint-79"  # as a kill in the midst of writing leaves it
     torn.mkdir()
     (torn / "adapter_model.safetensors").write_bytes(b"half")
-    done = subprocess.run([*command, str(out), str(whole)], **settings, timeout=300, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    forked.run([*command, str(out), str(whole)], cwd=REPOSITORY, env=alone, check=True)
     assert not checkpoints_of(out).exists()
     for name in ("model.safetensors", "tuning.json", "generation_config.json", "config.json"):
         assert (out / name).read_bytes() == (whole / name).read_bytes(), name
