@@ -26,7 +26,7 @@ def table(results: Sequence[Mapping[str, Any]], title: str) -> str:
         title: of the source.
     """
     steps = results[0]["steps"]
-    marks = [mark for mark in SHOWN if any(mark in run["losses"] for run in results)]
+    marks = [mark for mark in SHOWN if mark != str(steps) and any(mark in run["losses"] for run in results)]
     lines = [
         f"Source '{results[0]['source']}' ({title}), {steps} steps in all. Eval loss in nats per token after so many "
         "steps, mean over seeds (standard deviation).",

@@ -101,6 +101,15 @@ def test_the_table_has_losses_by_steps_and_what_was_cut_for_a_tool() -> None:
     assert rest({"hidden_size": [4, 2], "num_attention_heads": [4, 2]}) == "hidden, heads"
 
 
+def test_a_run_that_ends_at_a_mark_has_one_column_for_it() -> None:
+    short = {**result("random", 1, 6.0), "steps": 25, "losses": {"0": 6.0, "25": 5.0}}
+    assert table([short], "a small one").splitlines()[2:] == [
+        "| way | it cuts | cut for it | steps looked at | 0 | 25 | seeds |",
+        "|---|---|---|---|---|---|---|",
+        "| random units | nothing | layers, heads | 0 | 6.000 | 5.000 | 1 |",
+    ]
+
+
 def test_the_published_table_is_that_of_the_published_runs() -> None:
     published = json.loads((REPOSITORY / "docs" / "peers.json").read_text())["results"]
     text = (REPOSITORY / "docs" / "results.md").read_text()
