@@ -41,7 +41,12 @@ def followed(address: str) -> str:
 
 
 @contextmanager
-def local_copy(place: Place, *, wanted: Callable[[str], bool] = lambda _: True) -> Iterator[Path]:
+def local_copy(
+    place: Place,
+    *,
+    wanted: Callable[[str], bool] = lambda _: True,
+    fetching: Callable[[str, Path], None] | None = None,
+) -> Iterator[Path]:
     """A file or folder as a path: itself where it is on this machine, or a copy that is gone after the block.
 
     What goes wrong within the block names the address, not the copy.
@@ -49,6 +54,7 @@ def local_copy(place: Place, *, wanted: Callable[[str], bool] = lambda _: True) 
     Args:
         place: the file or folder.
         wanted: which files of a folder, by their names below it.
+        fetching: copies an address to a path in place of :func:`fetch`.
 
     Raises:
         InputError: there is no such thing at the address, it cannot be read, or there is no room for it.
@@ -58,8 +64,11 @@ def local_copy(place: Place, *, wanted: Callable[[str], bool] = lambda _: True) 
         return
     with tempfile.TemporaryDirectory(prefix="llmshearing-") as temporary:
         copy = Path(temporary) / name_of(place)
-        fetch(str(place), copy, wanted=wanted)
         try:
+            if fetching is None:
+                fetch(str(place), copy, wanted=wanted)
+            else:
+                fetching(str(place), copy)
             yield copy
         except InputError as error:
             raise type(error)(str(error).replace(str(copy), str(place).rstrip("/"))) from error

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -181,6 +181,19 @@ def download(place: Place, target: Path) -> None:
         shutil.copyfileobj(source, file, PIECE)
         if file.tell() != source.size():
             raise OSError(f"only {file.tell()} of its {source.size()} bytes came")
+
+
+def download_parts(place: Place, target: Path, parts: Iterable[tuple[int, int]]) -> None:
+    """As :func:`download`, but only ``parts`` of it, (begin, end) in bytes; the rest of the file are holes."""
+    with open_input(place) as source, reporting(place), new_file(target) as file:
+        for begin, end in parts:
+            source.seek(begin)
+            file.seek(begin)
+            while missing := end - file.tell():
+                if not (piece := source.read(min(missing, PIECE))):
+                    raise OSError(f"only {file.tell()} of its {source.size()} bytes came")
+                file.write(piece)
+        file.truncate(source.size())
 
 
 def copy(place: Place, target: Place) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from llmshearing.architecture.config import sheared_config
 from llmshearing.convert.checkpoint import Checkpoint
 from llmshearing.convert.choice import ALGORITHM, by_masks, by_scores
+from llmshearing.convert.fetched import fetch_checkpoint
 from llmshearing.convert.folder import as_json, folder_files, write_files
 from llmshearing.convert.layout import select, shape_of_config
 from llmshearing.convert.model_folder import ModelFolder
@@ -39,14 +40,14 @@ _BYTES_IN_FLIGHT = 2_000_000  # of a tensor: stays in the processor's cache, and
 def open_checkpoint(path: str | Path) -> Iterator[Checkpoint]:
     """Open a checkpoint file (``ep0-ba100-rank0.pt``), the folder of a sharded one (``ep0-ba100``), or a model's.
 
-    A link is followed once, so that what is read is of one checkpoint while training saves the next. Of an address, all
-    of it is copied to this machine first.
+    A link is followed once, so that what is read is of one checkpoint while training saves the next. Of an address
+    what is read is copied to this machine first, see :mod:`~llmshearing.convert.fetched`.
 
     Raises:
         InputError: not a checkpoint, incomplete, or holding objects that would have to run code to be read.
     """
     if is_remote(path):
-        with local_copy(followed(str(path))) as copy, open_checkpoint(copy) as checkpoint:
+        with local_copy(followed(str(path)), fetching=fetch_checkpoint) as copy, open_checkpoint(copy) as checkpoint:
             yield checkpoint
         return
     try:

@@ -27,6 +27,8 @@ from llmshearing.convert.held import HeldFile, allow_open_files, unreadable
 from llmshearing.convert.stored import Piece, StoredTensor
 from llmshearing.errors import IncompleteError, InputError, UntrustedError
 
+STRUCTURE = ".metadata"
+
 
 class _Index:
     """``MetadataIndex``: a leaf, or the piece of a tensor that begins at ``offset``."""
@@ -126,7 +128,7 @@ class Sharded(Checkpoint):
         return value
 
     def _read_metadata(self) -> SimpleNamespace:
-        path = self.path / ".metadata"
+        path = self.path / STRUCTURE
         if not path.is_file():
             raise InputError(
                 f"'{self.path}' has no .metadata file: either it is not a sharded checkpoint, or writing it was not "
@@ -135,16 +137,7 @@ class Sharded(Checkpoint):
         file = self._hold(HeldFile(path, folder=self._folder))
         content = bytearray(file.size)
         file.read_into(memoryview(content), 0, "the checkpoint's structure")
-        try:
-            found = _Unpickler(path, file=io.BytesIO(content)).load()
-            _check_form(found)
-        except InputError:
-            raise
-        except Exception as error:  # a damaged pickle may raise anything
-            raise InputError(
-                f"'{path}' is truncated or damaged, or not of a checkpoint that Composer wrote."
-            ) from error
-        return found
+        return read_structure(path, content)
 
     def _open_parts(self) -> dict[str, HeldFile]:
         """The files of the folder that hold data, all opened before any is read."""
@@ -208,6 +201,26 @@ class Sharded(Checkpoint):
                 "not of one checkpoint."
             )
         return archive.locate(tensor, start=chunk.offsets[0] if chunk.offsets else 0)
+
+
+def read_structure(path: Path, content: bytes | bytearray) -> SimpleNamespace:
+    """What ``.metadata`` says: ``planner_data``, ``state_dict_metadata`` and ``storage_data``, see the module.
+
+    Args:
+        path: for messages.
+        content: of the file.
+
+    Raises:
+        InputError: it is damaged, or would have to run code to be read.
+    """
+    try:
+        found: SimpleNamespace = _Unpickler(path, file=io.BytesIO(content)).load()
+        _check_form(found)
+    except InputError:
+        raise
+    except Exception as error:  # a damaged pickle may raise anything
+        raise InputError(f"'{path}' is truncated or damaged, or not of a checkpoint that Composer wrote.") from error
+    return found
 
 
 def _check_form(metadata: SimpleNamespace) -> None:

@@ -8,12 +8,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
 from llmshearing import copies, storage
 from llmshearing.convert.__main__ import main
+from tests.convert.checkpoints import sharded
 from tests.convert.conftest import refusal
 from tests.object_store import Store
 
@@ -47,6 +49,62 @@ def test_a_model_sheared_from_and_to_addresses_has_the_bytes_of_one_from_and_to_
     expected = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert {name: storage.read_bytes(f"{OUT}/{name}") for name in storage.files_below(OUT)} == expected
     assert not list((tmp_path / "tmp").iterdir())
+
+
+@pytest.fixture
+def stored_in_shards(store: Store, checkpoint: Path, tmp_path: Path) -> str:
+    """The address of Composer's link to the same checkpoint in shards, whose optimizer has stepped."""
+    for path in sharded(checkpoint, tmp_path / "ep0-ba2").iterdir():
+        storage.upload(path, f"s3://bucket/sharded/ep0-ba2/{path.name}")
+    storage.write_bytes("s3://bucket/sharded/latest-rank0.pt.symlink", b"sharded/ep0-ba2")
+    return "s3://bucket/sharded/latest-rank0.pt"
+
+
+def test_of_a_sharded_checkpoint_all_but_the_optimizers_tensors_is_fetched(
+    stored_in_shards: str,
+    checkpoint: Path,
+    convert: Callable[..., None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fetched: dict[str, int] = {}
+
+    def fetch(place: str, target: Path, parts: list[tuple[int, int]], real: Any = storage.download_parts) -> None:
+        real(place, target, parts)
+        fetched[place] = sum(end - begin for begin, end in parts)
+        assert target.stat().st_size == (tmp_path / "ep0-ba2" / target.name).stat().st_size
+
+    monkeypatch.setattr(storage, "download_parts", fetch)
+    convert("shear", checkpoint, tmp_path / "out")
+    convert("shear", stored_in_shards, tmp_path / "again")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()}
+    written = sum(path.stat().st_size for path in (tmp_path / "ep0-ba2").glob("*.distcp"))
+    assert 0.1 * written < sum(fetched.values()) < 0.4 * written
+
+
+def test_a_sharded_checkpoint_that_is_cut_off_or_lacks_a_file_is_named_by_its_address(
+    stored_in_shards: str,
+    store: Store,
+    convert: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["convert", "shear", stored_in_shards, str(tmp_path / "out")])
+    monkeypatch.setattr(storage, "ATTEMPTS", 2)
+    folder, (name,) = "s3://bucket/sharded/ep0-ba2", (path.name for path in (tmp_path / "ep0-ba2").glob("*.distcp"))
+    fault = store.fail(path=name, cut=100, times=1000)
+    assert f"'{folder}/{name}' cannot be reached" in refusal(capsys)
+    fault.times = 0
+    whole = storage.read_bytes(f"{folder}/{name}")
+    storage.write_bytes(f"{folder}/{name}", whole[:-10])
+    assert f"'{folder}/{name}' is truncated: it has {len(whole) - 10} bytes of {len(whole)}" in refusal(capsys)
+    storage.remove(f"{folder}/{name}")
+    assert f"'{folder}' lacks its file '{name}'" in refusal(capsys)
+    storage.write_bytes(f"{folder}/.metadata", b"nothing of ours")
+    assert f"'{folder}/.metadata' is truncated or damaged" in refusal(capsys)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_model_at_an_address_is_complete_once_its_config_is_there_and_replaced_only_if_asked(
