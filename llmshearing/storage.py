@@ -189,7 +189,7 @@ def download_parts(place: Place, target: Path, parts: Iterable[tuple[int, int]])
         for begin, end in parts:
             source.seek(begin)
             file.seek(begin)
-            while missing := end - file.tell():
+            while (missing := end - file.tell()) > 0:
                 if not (piece := source.read(min(missing, PIECE))):
                     raise OSError(f"only {file.tell()} of its {source.size()} bytes came")
                 file.write(piece)

@@ -29,7 +29,7 @@ def fetch_checkpoint(address: str, target: Path) -> None:
             continue  # which reading the checkpoint says
         wanted = places.setdefault(part.relative_path, [])
         if not _is_of_optimizers(structure, index.fqn):
-            wanted.append((part.offset, min(part.offset + part.length, known.bytes)))
+            wanted.append((min(part.offset, known.bytes), min(part.offset + part.length, known.bytes)))
     copies.check_space(target, sum(end - begin for parts in places.values() for begin, end in parts), address)
     for name, parts in places.items():
         storage.download_parts(storage.join(address, name), target / name, sorted(parts))
