@@ -21,9 +21,9 @@ from llmshearing import storage
 from llmshearing.data_prep.claim import claimed
 from llmshearing.data_prep.corpus import Domains
 from llmshearing.data_prep.tokenize_file import file_sha256
-from llmshearing.data_prep.work import UNFINISHED, new_files
+from llmshearing.data_prep.work import UNFINISHED, new_files, write_bytes
 from llmshearing.errors import InputError
-from llmshearing.fileio import read_json
+from llmshearing.fileio import json_text, read_json
 from llmshearing.storage import Place, join
 
 SPLITS = ("train", "eval")
@@ -134,8 +134,8 @@ def publish(
             shutil.rmtree(Path(out, split), ignore_errors=True)  # moved there by a run with another packing
             os.replace(Path(packed, split), Path(out, split))
     _write_bad_lines(work, join(out, "bad_lines.jsonl"), bad_lines)
-    storage.write_json(join(out, "input.json"), files)
-    storage.write_json(join(out, "manifest.json"), manifest)
+    for name, value in (("input.json", files), ("manifest.json", manifest)):
+        write_bytes(work, join(out, name), json_text(value).encode())
     storage.remove(work)
 
 

@@ -21,7 +21,7 @@ from llmshearing.data_prep.mds import index_bytes
 from llmshearing.data_prep.output import packing_folder
 from llmshearing.data_prep.pack import SplitCounts, plan_shards, warn_of_losses
 from llmshearing.data_prep.tasks import Job, count, find_copies, hold, pack, sort
-from llmshearing.data_prep.work import write_array
+from llmshearing.data_prep.work import write_array, write_bytes
 from llmshearing.errors import InputError
 from llmshearing.fileio import read_json
 from llmshearing.storage import join
@@ -94,7 +94,7 @@ def pack_corpus(
             split_counts.shards = {
                 raw["basename"]: raw["hashes"]["sha256"] for raw in (entry["raw_data"] for entry in entries)
             }
-            storage.write_bytes(join(packed, split, domain, "index.json"), index_bytes(entries))
+            write_bytes(job.work, join(packed, split, domain, "index.json"), index_bytes(entries))
         manifest[domain] = _domain_counts(counted, train, evaluation, dedup=dedup)
         warn_of_losses(domain, manifest[domain], job.packing)
     storage.write_json(record, manifest)

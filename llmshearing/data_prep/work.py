@@ -58,6 +58,12 @@ def new_files(work: Place, places: Sequence[str]) -> Iterator[list[IO[bytes]]]:
                 os.replace(path, place)
 
 
+def write_bytes(work: Place, place: str, data: bytes) -> None:
+    """Write a file of the output: what a kill leaves of it is among the unfinished, not beside it."""
+    with new_files(work, [place]) as (file,):
+        file.write(data)
+
+
 def write_array(work: Place, place: str, values: NDArray) -> None:
     """Write the bytes of an array to a place of the work folder."""
     with new_files(work, [place]) as (file,):
