@@ -40,21 +40,35 @@ def followed(address: str) -> str:
     return address
 
 
+def fetch(address: str, target: Path, *, wanted: Callable[[str], bool] = lambda _: True) -> None:
+    """Copy a file or folder of an object store to this machine.
+
+    Args:
+        address: of it.
+        target: its path here.
+        wanted: which files of a folder, by their names below it.
+
+    Raises:
+        InputError: there is no such thing at the address, it cannot be read, or there is no room for it.
+    """
+    files = _files(address)
+    if not files:
+        raise InputError(f"There is nothing at '{address}'. Check the address.")
+    files = {name: known for name, known in files.items() if wanted(name)}
+    check_space(target, sum(known.bytes for known in files.values()), address)
+    for name in files:
+        storage.download(storage.join(address, name) if name else address, target / name if name else target)
+
+
 @contextmanager
-def local_copy(
-    place: Place,
-    *,
-    wanted: Callable[[str], bool] = lambda _: True,
-    fetching: Callable[[str, Path], None] | None = None,
-) -> Iterator[Path]:
+def local_copy(place: Place, *, fetching: Callable[[str, Path], None] = fetch) -> Iterator[Path]:
     """A file or folder as a path: itself where it is on this machine, or a copy that is gone after the block.
 
     What goes wrong within the block names the address, not the copy.
 
     Args:
         place: the file or folder.
-        wanted: which files of a folder, by their names below it.
-        fetching: copies an address to a path in place of :func:`fetch`.
+        fetching: what copies an address to a path.
 
     Raises:
         InputError: there is no such thing at the address, it cannot be read, or there is no room for it.
@@ -65,24 +79,10 @@ def local_copy(
     with tempfile.TemporaryDirectory(prefix="llmshearing-") as temporary:
         copy = Path(temporary) / name_of(place)
         try:
-            if fetching is None:
-                fetch(str(place), copy, wanted=wanted)
-            else:
-                fetching(str(place), copy)
+            fetching(str(place), copy)
             yield copy
         except InputError as error:
             raise type(error)(str(error).replace(str(copy), str(place).rstrip("/"))) from error
-
-
-def fetch(address: str, target: Path, *, wanted: Callable[[str], bool] = lambda _: True) -> None:
-    """Copy a file or folder of an object store to ``target``. Arguments and errors as for :func:`local_copy`."""
-    files = _files(address)
-    if not files:
-        raise InputError(f"There is nothing at '{address}'. Check the address.")
-    files = {name: known for name, known in files.items() if wanted(name)}
-    check_space(target, sum(known.bytes for known in files.values()), address)
-    for name in files:
-        storage.download(storage.join(address, name) if name else address, target / name if name else target)
 
 
 def check_space(target: Path, needed: int, what: Place) -> None:

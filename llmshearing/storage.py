@@ -171,22 +171,19 @@ def upload(source: Path, place: Place) -> None:
         _write(file, place)
 
 
-def download(place: Place, target: Path) -> None:
+def download(place: Place, target: Path, parts: Iterable[tuple[int, int]] | None = None) -> None:
     """Copy a file from a place to this machine, in one step.
+
+    Args:
+        place: the file.
+        target: its path here.
+        parts: what to copy of it, (begin, end) in bytes; the rest of the file are holes. ``None``: all.
 
     Raises:
         InputError: it is not there, cannot be read, or ends before its size.
     """
     with open_input(place) as source, reporting(place), new_file(target) as file:
-        shutil.copyfileobj(source, file, PIECE)
-        if file.tell() != source.size():
-            raise OSError(f"only {file.tell()} of its {source.size()} bytes came")
-
-
-def download_parts(place: Place, target: Path, parts: Iterable[tuple[int, int]]) -> None:
-    """As :func:`download`, but only ``parts`` of it, (begin, end) in bytes; the rest of the file are holes."""
-    with open_input(place) as source, reporting(place), new_file(target) as file:
-        for begin, end in parts:
+        for begin, end in [(0, source.size())] if parts is None else parts:
             source.seek(begin)
             file.seek(begin)
             while (missing := end - file.tell()) > 0:

@@ -32,7 +32,7 @@ def fetch_checkpoint(address: str, target: Path) -> None:
             wanted.append((min(part.offset, known.bytes), min(part.offset + part.length, known.bytes)))
     copies.check_space(target, sum(end - begin for parts in places.values() for begin, end in parts), address)
     for name, parts in places.items():
-        storage.download_parts(storage.join(address, name), target / name, sorted(parts))
+        storage.download(storage.join(address, name), target / name, sorted(parts))
 
 
 def _is_of_optimizers(structure: SimpleNamespace, name: str) -> bool:

@@ -58,16 +58,15 @@ def new_files(work: Place, places: Sequence[str]) -> Iterator[list[IO[bytes]]]:
                 os.replace(path, place)
 
 
-def write_bytes(work: Place, place: str, data: bytes) -> None:
-    """Write a file of the output: what a kill leaves of it is among the unfinished, not beside it."""
+def write_bytes(work: Place, place: str, data: bytes | memoryview) -> None:
+    """Write a file of the work folder or of the output, of which a kill leaves nothing but what a restart removes."""
     with new_files(work, [place]) as (file,):
         file.write(data)
 
 
 def write_array(work: Place, place: str, values: NDArray) -> None:
     """Write the bytes of an array to a place of the work folder."""
-    with new_files(work, [place]) as (file,):
-        file.write(np.ascontiguousarray(values).data)
+    write_bytes(work, place, np.ascontiguousarray(values).data)
 
 
 def read_array(place: str, dtype: np.dtype | type | str, *, start: int = 0, count: int | None = None) -> NDArray:

@@ -6,9 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
-from llmshearing.copies import local_copy
+from llmshearing.copies import fetch, local_copy
 from llmshearing.errors import cli
 from llmshearing.fileio import check_file_can_be_written, give_json, write_text
 from llmshearing.report.collect import collect, is_record
@@ -17,6 +18,7 @@ from llmshearing.report.page import render
 from llmshearing.storage import is_remote, join, upload
 
 _PAGE = "report.html"
+_fetch_records = partial(fetch, wanted=is_record)
 
 
 @cli
@@ -33,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("folder", metavar="RUN_DIR", help="folder, or its address, that holds metrics.jsonl or stages/")
     place: str = parser.parse_args(given).folder
-    with local_copy(place, wanted=is_record) as folder:
+    with local_copy(place, fetching=_fetch_records) as folder:
         run = collect(folder)
         if folder == Path(place):
             check_file_can_be_written(folder / _PAGE)
@@ -58,7 +60,7 @@ def _compute(given: Sequence[str]) -> None:
     arguments = parser.parse_args(given)
     with ExitStack() as copies:
         folders, against = [
-            [str(copies.enter_context(local_copy(folder, wanted=is_record))) for folder in group]
+            [str(copies.enter_context(local_copy(folder, fetching=_fetch_records))) for folder in group]
             for group in (arguments.folders, [arguments.against] if is_remote(arguments.against or "") else [])
         ]
         found = compute(folders, against=(against or [arguments.against])[0], without=arguments.without)

@@ -204,9 +204,7 @@ def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path: Path, forked: ForkSe
     model, chats = make_folder(tmp_path / "model", LLAMA3), write_chats(tmp_path / "chats")
     out, whole = tmp_path / "out", tmp_path / "whole"
     command = [sys.executable, "-c", SCRIPT, model, chats, "40"]
-    ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE")  # as another test's trainer leaves them
-    alone = {name: value for name, value in os.environ.items() if name not in ranks} | {"PYTHONPATH": str(REPOSITORY)}
-    process = forked.start([*command, str(out)], cwd=REPOSITORY, env=alone)
+    process = forked.start([*command, str(out)], cwd=REPOSITORY)
     saved = checkpoints_of(out) / "checkpoint-4" / "trainer_state.json"
     wait_until(lambda: saved.exists() or process.poll() is not None, "a checkpoint")
     process.kill()
@@ -216,7 +214,7 @@ def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path: Path, forked: ForkSe
     torn = checkpoints_of(out) / "checkpoint-79"  # as a kill in the midst of writing leaves it
     torn.mkdir()
     (torn / "adapter_model.safetensors").write_bytes(b"half")
-    forked.run([*command, str(out), str(whole)], cwd=REPOSITORY, env=alone, check=True)
+    forked.run([*command, str(out), str(whole)], cwd=REPOSITORY, check=True)
     assert not checkpoints_of(out).exists()
     for name in ("model.safetensors", "tuning.json", "generation_config.json", "config.json"):
         assert (out / name).read_bytes() == (whole / name).read_bytes(), name
