@@ -133,7 +133,7 @@ def measure_edge(root: Path, *, workers: int = 2, rounds: int = 6) -> None:
 
 
 def write_index(folder: Path, *, shards: int, samples: int) -> None:
-    """An index of shards that do not exist."""
+    """An index of any number of samples, with a file of one byte for each of its shards."""
     folder.mkdir(parents=True)
     shard = {
         "version": 2,
@@ -150,6 +150,8 @@ def write_index(folder: Path, *, shards: int, samples: int) -> None:
         {**shard, "samples": samples // shards, "raw_data": {"basename": f"{i}.mds", "bytes": 1, "hashes": {}}}
         for i in range(shards)
     ]
+    for entry in entries:  # a folder without a remote is refused where a shard is missing
+        (folder / entry["raw_data"]["basename"]).write_bytes(b"\0")
     (folder / "index.json").write_text(json.dumps({"version": 2, "shards": entries}))
 
 
