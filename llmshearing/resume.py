@@ -33,12 +33,14 @@ class Start:
         finished: whether that is the run's own and has all that the recipe asks for.
         saves_generation: whether checkpoints of the run may hold a generation config: what goes on from a sharded one
             must find there all that it saves itself, and those of earlier versions have none.
+        has_history: whether the data mix finds losses of earlier rounds there, where it would look for them.
     """
 
     path: str | None
     weights_only: bool = False
     finished: bool = False
     saves_generation: bool = True
+    has_history: bool = True
 
 
 def find_start(recipe: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Start:
@@ -86,7 +88,10 @@ def _check(
     done = times[{"ba": "batch", "sp": "sample", "tok": "token"}[end.unit.value]]
     if done < end.value:
         _check_free(folder, recipe, times["batch"])
-        return Start(path, saves_generation=not Path(path).is_dir() or checkpoint.generation() is not None)
+        if not Path(path).is_dir():
+            return Start(path)
+        history = checkpoint.load("callbacks", "DynamicBatchLoading", "history")
+        return Start(path, saves_generation=checkpoint.generation() is not None, has_history=history is not None)
     if not own:
         raise InputError(
             f"load_path '{path}' is at {done}{end.unit.value} and max_duration is '{recipe['max_duration']}': nothing "

@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from llmshearing import environment, nodes
 from llmshearing.compute import write_training_compute
 from llmshearing.copies import parent_of
+from llmshearing.data.callback import DynamicBatchLoading
 from llmshearing.devices import check_device, parallelism, samples_per_device, sharded
 from llmshearing.dry_run.checks import Checked, check
 from llmshearing.dry_run.parts import Findings, check_length, open_data, teacher_shape
@@ -94,6 +95,9 @@ def build_trainer(recipe: dict[str, Any], place: RunPlace | None = None) -> Trai
     model = _build(recipe, "model", tokenizer=tokenizer)
     if not start.saves_generation:
         model.generation = None
+    for callback in callbacks:
+        if isinstance(callback, DynamicBatchLoading):
+            callback.saves_history = start.has_history  # until it is loaded
     trainer = Trainer(
         model=model,
         train_dataloader=train_loader,

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from llmshearing.convert.commands import open_checkpoint
 from tests.conftest import REPOSITORY
 from tests.dry_runs import make_debug_data
 from tests.forkserver import ForkServer
@@ -29,6 +30,22 @@ def result(folder: Path) -> tuple[dict[str, torch.Tensor], Any, list[int]]:
     state = torch.load(folder / "checkpoints" / "latest-rank0.pt", weights_only=False)["state"]
     algorithms, dataset = dict(state["algorithms"]), state["dataset_state"]["train"]
     return state["model"], algorithms["TargetedPruning"]["masks"]["log_alpha"], dataset["samples_used"]
+
+
+@pytest.mark.slow
+def test_a_sharded_run_changes_to_a_rule_that_looks_back_and_goes_on_by_it(forked: ForkServer, tmp_path: Path) -> None:
+    make_debug_data(tmp_path)
+    settings: dict[str, Any] = {"cwd": tmp_path, "env": {**os.environ, "OMP_NUM_THREADS": "1"}, "check": True}
+    histories = []
+    for batches, looks_back in ((10, "false"), (20, "true"), (30, "true")):
+        changes = [f"max_duration={batches}ba", "algorithms.targeted_pruning.warmup=5ba"]
+        changes += ["fsdp_config.state_dict_type=sharded"]
+        changes += [f"callbacks.dynamic_batch_loading.predict_references={looks_back}"]
+        forked.run([*command("sharded"), *changes], **settings)
+        with open_checkpoint(tmp_path / "runs" / "debug" / "sharded" / "checkpoints" / f"ep0-ba{batches}") as found:
+            history = found.load("callbacks", "DynamicBatchLoading", "history")
+        histories.append(None if history is None else len(json.loads(history)["samples"]))
+    assert histories == [None, 2, 4]
 
 
 @pytest.mark.slow

@@ -144,12 +144,14 @@ def test_a_run_that_goes_on_from_a_sharded_checkpoint_saves_what_that_one_has(
         if held:
             model = content["state"]["integrations"]["huggingface"]["model"]
             model["generation_config"] = {"file_extension": ".json", "content": "{}"}
+            content["state"]["callbacks"]["DynamicBatchLoading"] = {"history": "{}"}
 
     sharded(written / SECOND, tmp_path / "ep0-ba4", put)
     (tmp_path / "latest-rank0.pt").symlink_to("ep0-ba4")
     start = find_start(recipe(tmp_path, fsdp_config={"state_dict_type": "sharded"}), shapes)
-    assert (start.path, start.saves_generation) == (str(tmp_path / "ep0-ba4"), held)
-    assert find_start(recipe(written), shapes).saves_generation  # of one file nothing is asked
+    assert (start.path, start.saves_generation, start.has_history) == (str(tmp_path / "ep0-ba4"), held, held)
+    whole = find_start(recipe(written), shapes)  # of one file nothing is asked
+    assert (whole.saves_generation, whole.has_history) == (True, True)
 
 
 def test_a_sharded_checkpoint_of_before_sub_streams_goes_on_only_without_them(

@@ -106,9 +106,11 @@ class DynamicBatchLoading(Callback):
             _refuse_algorithm_1(update_type, {"predict_references": predict_references, **self._algorithm_1})
         self._losses: dict[str, float] = {}
         self._history = LossHistory()
+        self.saves_history = True  # not while a sharded checkpoint is loaded that has none, see llmshearing.resume
 
     def after_load(self, state: State, logger: Logger) -> None:
         """Refuse a duration in epochs, before Composer does with an error of its own."""
+        self.saves_history = True
         check_duration(state)
 
     def fit_start(self, state: State, logger: Logger) -> None:
@@ -225,7 +227,7 @@ class DynamicBatchLoading(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The losses so far, where the rule looks back on them; plain types under one key."""
-        return {"history": json.dumps(self._history.state_dict())} if self._looks_back else {}
+        return {"history": json.dumps(self._history.state_dict())} if self._looks_back and self.saves_history else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`; of a rule that did not look back it has nothing."""
