@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from llmshearing import storage
 from llmshearing.architecture.shapes import ModelShape
 from llmshearing.compute import COMPUTE, fit_flops, forward_flops, score_flops, training_flops, write_training_compute
 from llmshearing.errors import InputError
 from llmshearing.report.__main__ import main
 from llmshearing.report.compute import as_text, compute
+from tests.object_store import Store
 
 LLAMA2_7B = ModelShape(4096, 11008, 32, 32, 32, 128, 32000, False)
 LLAMA2_1B = ModelShape(2048, 5504, 24, 16, 16, 128, 32000, False)
@@ -72,6 +74,44 @@ def test_scores_and_fit_of_shearing_count_once(tmp_path: Path, shearing: dict[st
     stage(tmp_path / "prune", [4.0], scores=11.0)
     parts = {part.name: part.flops for part in compute([tmp_path]).parts}
     assert (parts["prune: scores"], "shearing: scores" in parts) == (11.0, False)
+
+
+def test_nothing_counts_twice_or_not_at_all_whatever_folders_are_given(
+    tmp_path: Path, shearing: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stage(Path("a/prune"), [4.0])
+    stage(Path("a/control"), [6.0, 5.0, 2.0])
+    stage(Path("b/train"), [3.0, 2.5])
+    for place in ("a/sheared", "b/final"):  # handed on to another run
+        Path(place).mkdir()
+        Path(place, "shearing.json").write_text(json.dumps({**shearing, "fit": {"flops": 5.0}}))
+    wanted = {"prune: training": 60.0, "train: training": 120.0, "shearing: fit": 5.0}
+    for folders, against in (
+        ("a b", "control"),
+        ("a b", "a/control"),
+        ("a/../a a/prune b", tmp_path / "a" / "control"),
+    ):
+        found = compute(folders.split(), against=against)
+        assert {part.name: part.flops for part in found.parts} == wanted
+        assert (found.total, found.other) == (185.0, "control")
+    stage(Path("c/train"), [2.0])
+    with pytest.raises(InputError, match="Two stages are called 'train': '.*b/train' and '.*c/train'. Rename a folder"):
+        compute(["a", "b", "c"], against="control")
+
+
+def test_a_run_at_an_address_is_left_out_where_it_lies_in_one_that_is_counted(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage(tmp_path / "train", [3.0])
+    stage(tmp_path / "control", [6.0, 2.0])
+    for name in storage.files_below(tmp_path):
+        storage.upload(tmp_path / name, f"s3://bucket/runs/mine/{name}")
+    for against in ("control", "s3://bucket/runs/mine/control", "s3://bucket/runs/mine/control/"):
+        main(["compute", "s3://bucket/runs/mine", "--against", against, "--json"])
+        found = json.loads(capsys.readouterr().out)
+        assert found["flops"] == {"train: training": 60.0}
+        assert found["other"]["name"] == "control"
 
 
 @pytest.fixture

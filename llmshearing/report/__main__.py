@@ -59,11 +59,18 @@ def _compute(given: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="write JSON instead")
     arguments = parser.parse_args(given)
     with ExitStack() as copies:
-        folders, against = [
-            [str(copies.enter_context(local_copy(folder, fetching=_fetch_records))) for folder in group]
-            for group in (arguments.folders, [arguments.against] if is_remote(arguments.against or "") else [])
-        ]
-        found = compute(folders, against=(against or [arguments.against])[0], without=arguments.without)
+        here = {
+            place: str(copies.enter_context(local_copy(place, fetching=_fetch_records))) for place in arguments.folders
+        }
+        against = arguments.against
+        if is_remote(against or ""):
+            # In the copy of a run that it lies in, so that it is known for a part of that.
+            above = next((place for place in here if join(against, "").startswith(join(place, ""))), None)
+            if above is None:
+                against = str(copies.enter_context(local_copy(against, fetching=_fetch_records)))
+            else:
+                against = join(here[above], against[len(above) :].strip("/")).rstrip("/")
+        found = compute(list(here.values()), against=against, without=arguments.without)
     if arguments.json:
         give_json(None, as_json(found))
     else:

@@ -58,6 +58,7 @@ class Stage:
     recipe: str = ""  # as it was resolved, in YAML
     environments: list[dict[str, Any]] = field(default_factory=list)  # it ran in
     compute: dict[str, float] = field(default_factory=dict)  # what a token cost, see llmshearing/compute.py
+    folder: Path = Path()  # that it lies in
 
     def group(self, prefix: str, suffix: str = "") -> dict[str, Series]:
         """The series whose names have this beginning and end, by what stands between them."""
@@ -175,6 +176,7 @@ def collect(folder: str | Path) -> Run:
                     recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else "",
                     read_environments(ran) if ran.is_file() else [],
                     read_compute(costs) if costs.is_file() else {},
+                    path.parent.resolve(),
                 )
             )
     if not stages:

@@ -64,11 +64,16 @@ def compute(
         without: names of other stages that are not counted.
 
     Raises:
-        InputError: a folder holds no run, a run does not say what it cost, or there is no such stage; the shapes or
-            the evaluated domains differ, or nothing was evaluated.
+        InputError: a folder holds no run, a run does not say what it cost, two stages have one name, or there is no
+            such stage; the shapes or the evaluated domains differ, or nothing was evaluated.
     """
     runs = [collect(folder) for folder in folders]
-    stages = {stage.name: stage for run in runs for stage in run.stages}
+    stages: dict[str, Stage] = {}
+    for stage in (stage for run in runs for stage in run.stages):
+        if (known := stages.setdefault(stage.name, stage)).folder != stage.folder:
+            raise InputError(
+                f"Two stages are called '{stage.name}': '{known.folder}' and '{stage.folder}'. Rename a folder."
+            )
     for name in without:
         if name not in stages:
             raise unknown_name("stage in --without", name, stages)
@@ -79,12 +84,13 @@ def compute(
         other = collect(against).stages[-1]
     elif against is not None:
         raise InputError(f"--against '{against}' is neither a folder nor one of the stages {', '.join(stages)}.")
-    counted = [stage for name, stage in stages.items() if stage is not other and name not in without]
+    left_out = None if other is None else other.folder  # which may lie in a folder that is counted
+    counted = [stage for name, stage in stages.items() if stage.folder != left_out and name not in without]
     counted.sort(key=lambda stage: stage.series["time"].values[0] if "time" in stage.series else 0.0)
     if not counted:
         raise InputError("No stage is left to count. Give the folders of the stages that led to the model.")
     parts = [part for stage in counted for part in _parts(stage)]
-    parts += [part for run in runs for part in _shearing(run, counted)]
+    parts += _shearings(runs, counted)
     return Compute(parts) if other is None else Compute(parts, *_compare(counted[-1], other))
 
 
@@ -100,11 +106,12 @@ def _parts(stage: Stage) -> list[Part]:
     return [Part(f"{stage.name}: {name}", flops) for name, flops in parts.items() if flops]
 
 
-def _shearing(run: Run, stages: Sequence[Stage]) -> list[Part]:
-    """What is noted in ``shearing.json``; scores that a stage has counted are not counted again."""
+def _shearings(runs: Sequence[Run], stages: Sequence[Stage]) -> list[Part]:
+    """What is noted in ``shearing.json``, each once; scores that a stage has counted are not counted again."""
     parts = []
     scored = any(stage.compute.get("scores") for stage in stages)
-    for _, shearing in run.shearings:
+    found = [shearing for run in runs for _, shearing in run.shearings]
+    for shearing in (each for place, each in enumerate(found) if each not in found[:place]):  # runs hand them on
         for name in ("scores", "fit"):
             flops = (shearing.get(name) or {}).get("flops", 0.0)
             if flops and not (name == "scores" and scored):
