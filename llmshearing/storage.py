@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from llmshearing import fileio
 from llmshearing.errors import InputError
@@ -256,7 +255,7 @@ def reporting(place: Place) -> Iterator[None]:
 
 def _remedy(place: Place, reason: str) -> str:
     if any(sign in reason for sign in _DENIED):
-        return f"Check that {_CREDENTIALS[urlsplit(os.fspath(place)).scheme]} may read and write there."
+        return f"Check that {_CREDENTIALS[os.fspath(place).partition('://')[0]]} may read and write there."
     return "Check the address and the network; the same command goes on from here."
 
 
@@ -275,10 +274,9 @@ def _write(source: Any, place: Place) -> None:
 
 
 def _resolve(place: Place) -> tuple[Any, str]:
-    """The file system of an address, and the key in it."""
-    parts = urlsplit(os.fspath(place))
-    system = _file_system(parts.scheme, parts.netloc, os.environ.get("S3_ENDPOINT_URL"), ATTEMPTS)
-    return system, f"{parts.netloc}{parts.path}"
+    """The file system of an address, and the key in it, which may have what a URL has not, such as ``c#/what?.txt``."""
+    scheme, _, key = os.fspath(place).partition("://")
+    return _file_system(scheme, key.partition("/")[0], os.environ.get("S3_ENDPOINT_URL"), ATTEMPTS), key
 
 
 @lru_cache

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from composer.core import State
 from composer.devices import Device
@@ -50,14 +49,15 @@ class Uploader(RemoteUploaderDownloader):
     """
 
     def __init__(self, address: str, folder: Path, checkpoints: str, *, keep: int) -> None:
-        parts = urlsplit(address)
-        self._address, self._folder, self._key = address, folder, parts.path.strip("/")
+        scheme, _, key = address.partition("://")
+        bucket, _, key = key.partition("/")
+        self._address, self._folder, self._key = address, folder, key.strip("/")
         self._checkpoints, self._keep = checkpoints, keep
         self._published: dict[Path, int] = {}
         self._error: Exception | None = None
-        options = _ATTEMPTS.get(parts.scheme, {})
+        options = _ATTEMPTS.get(scheme, {})
         # Threads: a process would import everything again, on every rank, and outlive one that is killed.
-        super().__init__(f"{parts.scheme}://{parts.netloc}", backend_kwargs=dict(options), use_procs=False)
+        super().__init__(f"{scheme}://{bucket}", backend_kwargs=dict(options), use_procs=False)
         self._proc_class: Any = _Worker
 
     def upload_file(self, state: State, remote_file_name: str, file_path: Path, *, overwrite: bool) -> None:

@@ -16,7 +16,7 @@ SHORT = (
     "max_duration=8ba", "save_interval=2ba", "eval_interval=2ba", "train_loader.dataset.update_interval=2",
     "algorithms.targeted_pruning.warmup=4ba", "train_loader.num_workers=0", "save_num_checkpoints_to_keep=2",
 )  # fmt: skip
-RUN = "s3://bucket/runs/mine"
+RUN = "s3://bucket/runs/mine#2"
 TO_STORE = (f"variables.run={RUN}", "autoresume=true", "save_overwrite=false")
 
 

@@ -79,7 +79,7 @@ def test_a_killed_run_goes_on_on_another_machine_and_equals_one_that_was_never_s
     assert not (world / "s3:").exists()
     assert report([RUN]) == f"{RUN}/report.html"
     assert storage.read_bytes(f"{RUN}/report.html").startswith(b"<!doctype html>")
-    assert "mine: training" in report(["compute", RUN])
+    assert "mine#2: training" in report(["compute", RUN])
     before = storage.files_below(RUN)
     assert "is finished" in train(forked, machine(world, "second"), *TO_STORE)
     assert storage.files_below(RUN).keys() == before.keys()

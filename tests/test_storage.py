@@ -15,7 +15,8 @@ from tests.object_store import Store
 @pytest.fixture(params=["path", "address"])
 def place(request: pytest.FixtureRequest, tmp_path: Path, store: Store) -> str:
     """An empty folder, of this machine and of an object store."""
-    return str(tmp_path / "folder") if request.param == "path" else "s3://bucket/some/folder"
+    # With what a folder may be called, and a URL not: a domain of C#, say.
+    return str(tmp_path / "c#?") if request.param == "path" else "s3://bucket/some/c#?"
 
 
 def test_what_is_written_is_read_again(place: str) -> None:
