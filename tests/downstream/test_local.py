@@ -58,6 +58,13 @@ def test_files_are_json_lists_or_lines(tmp_path: Path) -> None:
     assert rows_of_file(str(tmp_path / "list.json"), "choices") == rows
 
 
+def test_lines_of_a_file_end_at_newlines_alone(tmp_path: Path) -> None:
+    rows = [{"context": "a\u2028b\u2029c\x85d", "completion": "x\u2028y"}, {"context": "e", "completion": "f"}]
+    text = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)  # which JSON allows
+    (tmp_path / "questions.jsonl").write_bytes(text.encode())
+    assert rows_of_file(str(tmp_path / "questions.jsonl"), "completion") == rows
+
+
 @pytest.mark.parametrize(
     ("content", "kind", "message"),
     [
