@@ -193,6 +193,8 @@ class RunPlace:
                     f"save_folder '{self._saves}' holds '{names[0]}' of another run. Set autoresume=true to go on with "
                     "that, save_overwrite=true to write over it, or choose another save_folder."
                 )
+            if self.uploader is not None:
+                self.uploader.earlier = set(names)
             return None
         return next((name for name in names if self._take(name)), None)
 

@@ -46,6 +46,9 @@ class Uploader(RemoteUploaderDownloader):
         folder: the run's folder on this machine, whose files, but not folders, are its records.
         checkpoints: the name of the folder of checkpoints below it.
         keep: how many of them stay in the store, the newest; all if below 0.
+
+    Attributes:
+        earlier: names of checkpoints of another run there, which this one overwrites: they count as older than its own.
     """
 
     def __init__(self, address: str, folder: Path, checkpoints: str, *, keep: int) -> None:
@@ -55,6 +58,7 @@ class Uploader(RemoteUploaderDownloader):
         self._checkpoints, self._keep = checkpoints, keep
         self._published: dict[Path, int] = {}
         self._error: Exception | None = None
+        self.earlier: set[str] = set()
         options = _ATTEMPTS.get(scheme, {})
         # Threads: a process would import everything again, on every rank, and outlive one that is killed.
         super().__init__(f"{scheme}://{bucket}", backend_kwargs=dict(options), use_procs=False)
@@ -63,6 +67,7 @@ class Uploader(RemoteUploaderDownloader):
     def upload_file(self, state: State, remote_file_name: str, file_path: Path, *, overwrite: bool) -> None:
         """Bring the records up to date, then queue the file."""
         if dist.get_global_rank() == 0:
+            self.earlier.difference_update(remote_file_name.split("/"))
             self.publish()
             self.thin_out(max(1, self._keep) if self._keep >= 0 else -1)  # the coming one is not there yet
         elif dist.get_local_rank() == 0:  # Composer removes what is too old of its copies on one node only
@@ -96,7 +101,7 @@ class Uploader(RemoteUploaderDownloader):
             InputError: the store does not allow it.
         """
         folder = storage.join(self._address, self._checkpoints)
-        for name in superseded(storage.files_below(folder), number) if number >= 0 else ():
+        for name in superseded(storage.files_below(folder), number, self.earlier) if number >= 0 else ():
             storage.remove(storage.join(folder, name))
 
     def check(self) -> None:
@@ -130,13 +135,14 @@ class Uploader(RemoteUploaderDownloader):
         return name if not self._key or name.startswith(f"{self._key}/") else f"{self._key}/{name}"
 
 
-def superseded(files: Collection[str], number: int) -> list[str]:
+def superseded(files: Collection[str], number: int, earlier: Collection[str] = ()) -> list[str]:
     """The checkpoints, of the files below their folder, that are older than the newest ``number`` whole ones.
 
-    A sharded one is whole where it has its ``.metadata`` and as many files as any other one.
+    Those of an ``earlier`` run are older than all others. A sharded one is whole where it has its ``.metadata`` and as
+    many files as any other one.
     """
     parts = Counter(name.partition("/")[0] for name in files)
-    order = newest_first(parts)
+    order = sorted(newest_first(parts), key=lambda name: name in earlier)
     most = max((parts[name] for name in order), default=0)
     whole = [name for name in order if name in files or (f"{name}/.metadata" in files and parts[name] == most)]
     if number > len(whole):

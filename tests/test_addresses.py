@@ -121,6 +121,8 @@ def test_only_what_is_older_than_the_newest_whole_checkpoints_is_superseded() ->
     assert superseded(files, 1) == ["ep0-ba4-rank0.pt", "ep0-ba2-rank0.pt"]
     assert superseded(files, 3) == superseded(files, 9) == []
     assert len(superseded(files, 0)) == 3
+    # Of another run, which this one overwrites: they go first, however far they were.
+    assert superseded(files, 1, {"ep0-ba10-rank0.pt", "ep0-ba4-rank0.pt"}) == ["ep0-ba10-rank0.pt", "ep0-ba4-rank0.pt"]
     parts = {2: 3, 4: 3, 6: 2, 8: 3}  # of ep0-ba6 a part is missing, and ep0-ba8 has no .metadata yet
     sharded = [f"ep0-ba{batch}/__{part}_0.distcp" for batch, count in parts.items() for part in range(count)]
     sharded += [f"ep0-ba{batch}/.metadata" for batch in (2, 4, 6)]

@@ -85,6 +85,21 @@ def test_a_killed_run_goes_on_on_another_machine_and_equals_one_that_was_never_s
     assert storage.files_below(RUN).keys() == before.keys()
 
 
+def test_a_run_that_overwrites_a_longer_one_keeps_its_own_checkpoints(
+    forked: ForkServer, world: Path, store: Store
+) -> None:
+    upload_folder(world / "runs" / "whole" / "checkpoints", f"{RUN}/checkpoints")
+    before = storage.info(f"{RUN}/checkpoints/ep0-ba6-rank0.pt")
+    anew = ("autoresume=false", "save_overwrite=true", "max_duration=7ba", "save_interval=3ba")
+    train(forked, machine(world, "first"), *TO_STORE, *anew)
+    files = storage.files_below(f"{RUN}/checkpoints")
+    kept = {"ep0-ba7-rank0.pt", "ep0-ba6-rank0.pt", "latest-rank0.pt.symlink"}
+    assert files.keys() - {"latest-rank0.pt"} == kept  # a link was uploaded as what it points to
+    assert files["ep0-ba6-rank0.pt"] != before
+    with open_checkpoint(f"{RUN}/checkpoints/latest-rank0.pt") as checkpoint:
+        assert checkpoint.load("timestamp")["Timestamp"]["batch"] == 7
+
+
 def test_a_store_that_fails_for_a_while_changes_nothing(
     forked: ForkServer, world: Path, store: Store, tmp_path: Path
 ) -> None:
