@@ -181,7 +181,8 @@ def _train(recipe: dict[str, Any], place: RunPlace) -> None:
     place.finish()
     if dist.get_global_rank() == 0:
         if sharded(recipe["fsdp_config"]) and place.address is None:
-            newest_checkpoint(Path(recipe["save_folder"]))  # of Composer's ranks each removes the link that one makes
+            # Of Composer's ranks each removes the link that one makes.
+            newest_checkpoint(Path(recipe["save_folder"]), most=trainer.state.timestamp.batch.value)
         log.info("Next: %s", _next(recipe))
 
 

@@ -39,7 +39,7 @@ def batch_of(checkpoint: Path) -> int:
     return int(checkpoint.name.split("-")[1][2:])
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
+def newest_checkpoint(folder: Path, *, most: int | None = None) -> Path | None:
     """The newest whole checkpoint, with ``latest-rank0.pt`` linked to it; ``None`` where there is none.
 
     Composer links to a checkpoint once it is whole, and the kill may come at any moment: while the file is written,
@@ -49,6 +49,8 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
     Args:
         folder: where the run saves.
+        most: batches that the run has trained on: what is beyond is of an earlier run, which it writes over. ``None``:
+            there is none.
 
     Raises:
         InputError: the newest one would have to run code to be read, or files of it are on another disk.
@@ -59,7 +61,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
     if latest.is_file() and not latest.is_symlink():  # copied without its links
         return latest
     for path in checkpoints(folder):
-        if _is_whole(path):
+        if (most is None or batch_of(path) <= most) and _is_whole(path):
             _link(latest, path)
             return path
     if latest.is_symlink():

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dist_cp
 
 from llmshearing.convert.commands import open_checkpoint
 from tests.conftest import REPOSITORY
@@ -46,6 +47,22 @@ def test_a_sharded_run_changes_to_a_rule_that_looks_back_and_goes_on_by_it(forke
             history = found.load("callbacks", "DynamicBatchLoading", "history")
         histories.append(None if history is None else len(json.loads(history)["samples"]))
     assert histories == [None, 2, 4]
+
+
+@pytest.mark.slow
+def test_a_sharded_run_that_overwrites_a_longer_one_ends_with_a_link_to_its_own(
+    forked: ForkServer, tmp_path: Path
+) -> None:
+    make_debug_data(tmp_path)
+    checkpoints = tmp_path / "runs" / "debug" / "sharded" / "checkpoints"
+    longer = {"state": {"model": {"model.weight": torch.ones(4, 2)}}}
+    dist_cp.save(longer, storage_writer=dist_cp.FileSystemWriter(checkpoints / "ep0-ba90"), no_dist=True)
+    changes = ["autoresume=false", "save_overwrite=true", "max_duration=6ba", "algorithms.targeted_pruning.warmup=5ba"]
+    changes += ["fsdp_config.state_dict_type=sharded"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    forked.run([*command("sharded"), *changes], cwd=tmp_path, env=environment, check=True)
+    assert os.readlink(checkpoints / "latest-rank0.pt") == "ep0-ba6"
+    assert (checkpoints / "ep0-ba90" / ".metadata").exists()
 
 
 @pytest.mark.slow
