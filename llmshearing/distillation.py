@@ -62,7 +62,7 @@ class SourceDistillation(Algorithm):
         self.top_k = None if top_k is None else whole("top_k", top_k, rule, least=1)
         self.teacher, self.dtype = str(teacher), dtype
         self._model: Teacher
-        self._divergence: list[Tensor] = []
+        self._divergence: list[tuple[Tensor, int]] = []  # of each microbatch, and its sequences
 
     def match(self, event: Event, state: State) -> bool:
         """INIT loads the teacher, AFTER_LOSS asks it about every microbatch, BATCH_END logs."""
@@ -77,7 +77,8 @@ class SourceDistillation(Algorithm):
         elif event == Event.AFTER_LOSS:
             self._add(state)
         else:
-            mean = torch.stack(self._divergence).mean()
+            total = torch.stack([divergence * sequences for divergence, sequences in self._divergence]).sum()
+            mean = total / sum(sequences for _, sequences in self._divergence)
             dist.all_reduce(mean, reduce_operation="SUM")
             mean /= dist.get_world_size()
             logger.log_metrics({"distillation/divergence": mean.item()})
@@ -108,5 +109,5 @@ class SourceDistillation(Algorithm):
         if logits.shape[-1] > self._model.vocab_size:
             logits = logits[..., : self._model.vocab_size]
         divergence = distillation_loss(logits, teacher, ids, batch["labels"], temperature=self.temperature)
-        self._divergence.append(divergence.detach())
+        self._divergence.append((divergence.detach(), len(batch["labels"])))
         state.loss = (1 - self.weight) * cast(Tensor, state.loss) + self.weight * divergence
