@@ -159,6 +159,20 @@ def test_bad_input_is_one_line_and_writes_nothing(
     assert not Path("my").exists()
 
 
+@pytest.mark.parametrize("domain", ["c# & co", "👩 code", "𠮷 野", "yes", "1", "a: 'b' \"c\""])
+def test_a_domain_may_have_any_name(domain: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_config("llama3").save_pretrained("model")
+    data = write_data(Path("data"))
+    for split in ("train", "eval"):
+        (data / split / "code").rename(data / split / domain)
+    write_recipes("model", "my", data=data, tokens=1e6, target={"hidden_size": 24})
+    recipe = load_recipe("my/prune.yaml", [])
+    assert set(recipe["train_loader"]["dataset"]["proportions"]) == {"books & more", domain}
+    places = {entry["label"]: entry["local"] for entry in recipe["eval_loader"]}
+    assert places[domain] == f"data/eval/{domain}"
+
+
 def test_what_is_there_stays_unless_it_may_be_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

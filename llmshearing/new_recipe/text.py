@@ -261,7 +261,10 @@ def _how_long(job: Job, training: Training) -> list[_Line]:
 def _quoted(text: str) -> str:
     """As YAML reads it back: plain where that is safe."""
     plain = text and all(letter.isalnum() or letter in "._/-" for letter in text) and not text[0].isdigit()
-    return text if plain and text[0] not in "-." and text.lower() not in _WORDS else json.dumps(text)
+    if plain and text[0] not in "-." and text.lower() not in _WORDS:
+        return text
+    beyond = max(text, default="") > "\uffff"  # which JSON escapes as two halves, that YAML does not put together
+    return json.dumps(text, ensure_ascii=not beyond)
 
 
 _WORDS = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}
