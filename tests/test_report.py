@@ -275,6 +275,17 @@ def test_the_same_run_gives_the_same_page(whole_run: Path, page: str) -> None:
     assert report(whole_run) == page
 
 
+def test_a_domain_may_be_called_train(tmp_path: Path) -> None:
+    metrics = {f"metrics/{domain}/LanguageCrossEntropy": loss for domain, loss in (("train", 3.0), ("web", 2.0))}
+    shares = {"data/proportion/train": 0.5, "data/proportion/web": 0.5}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"batch": 1, **metrics, **shares}) + "\n")
+    (stage,) = collect(tmp_path).stages
+    assert sorted(stage.losses()) == ["train", "web"]
+    mean = stage.mean_loss()
+    assert mean is not None
+    assert mean.last == 2.5
+
+
 def test_long_curves_are_drawn_as_means() -> None:
     curve = thin(Series(np.arange(1, 1001), np.arange(1000.0)), limit=300)
     assert len(curve.values) == 250

@@ -71,7 +71,8 @@ class Stage:
     def losses(self) -> dict[str, Series]:
         """Evaluation loss by domain."""
         evaluated = self.group("metrics/", "/LanguageCrossEntropy")
-        evaluated.pop("train", None)  # Composer's label for the training batches
+        if "data/proportion/train" not in self.series:  # then it is a domain's name
+            evaluated.pop("train", None)  # Composer's label for the training batches
         # LLM Foundry labels the evaluator of a domain eval/<domain>.
         by_domain = {label.removeprefix("eval/"): series for label, series in evaluated.items()}
         return by_domain or self.group("data/loss/")
