@@ -38,22 +38,8 @@ class ModelFolder(Checkpoint):
         if not isinstance(config, dict):
             raise InputError(f"'{path / 'config.json'}' is not the config of a model.")
         self._config = config
-        index = path / "model.safetensors.index.json"
-        names = ["model.safetensors"]
-        if index.is_file():
-            content = read_json(index)
-            weight_map = content.get("weight_map") if isinstance(content, dict) else None
-            if not isinstance(weight_map, dict) or not all(
-                isinstance(name, str) and Path(name).name == name for name in weight_map.values()
-            ):
-                raise InputError(f"'{index}' is not an index of safetensors files.")
-            names = sorted(set(weight_map.values()))
-        elif not (path / names[0]).is_file():
-            raise InputError(
-                f"'{path}' holds no safetensors. Load it with transformers and save it again by save_pretrained."
-            )
         self.tensors = {}
-        for name in names:
+        for name in _weight_files(path):
             self.tensors |= self._tensors_of(path / name)
 
     def _tensors_of(self, path: Path) -> dict[str, StoredTensor]:
@@ -102,6 +88,24 @@ class ModelFolder(Checkpoint):
         if not isinstance(content, dict):
             raise InputError(f"'{path}' is not a generation config.")
         return content
+
+
+def _weight_files(folder: Path) -> list[str]:
+    """Names of its safetensors files as ``transformers`` finds them: a whole one before an index, an earlier save's."""
+    whole, index = "model.safetensors", folder / "model.safetensors.index.json"
+    if (folder / whole).is_file():
+        return [whole]
+    if not index.is_file():
+        raise InputError(
+            f"'{folder}' holds no safetensors. Load it with transformers and save it again by save_pretrained."
+        )
+    content = read_json(index)
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(name, str) and Path(name).name == name for name in weight_map.values()
+    ):
+        raise InputError(f"'{index}' is not an index of safetensors files.")
+    return sorted(set(weight_map.values()))
 
 
 def _stored(file: HeldFile, start: int, name: str, entry: dict[str, Any]) -> StoredTensor:

@@ -96,6 +96,17 @@ def test_shards_and_a_tokenizer_come_along(made: Path, tmp_path: Path) -> None:
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "narrow", torch_dtype="auto").dtype == torch.bfloat16
 
 
+def test_a_whole_file_counts_and_not_the_index_that_an_earlier_save_left(made: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    make_model("llama3", seed=1).save_pretrained(folder, max_shard_size="40KB")
+    AutoModelForCausalLM.from_pretrained(made / "model").save_pretrained(tmp_path / "new")
+    (folder / "model.safetensors").write_bytes((tmp_path / "new/model.safetensors").read_bytes())
+    (folder / "config.json").write_bytes((tmp_path / "new/config.json").read_bytes())
+    export(folder, tmp_path / "out")
+    loaded = AutoModelForCausalLM.from_pretrained(folder).model.norm.weight
+    assert torch.equal(load_file(tmp_path / "out/model.safetensors")["model.norm.weight"], loaded)
+
+
 def test_a_dense_checkpoint_is_sheared_by_the_scores_of_its_export(made: Path, tmp_path: Path) -> None:
     checkpoint = dense(tmp_path / "run")
     export(checkpoint, tmp_path / "model")
