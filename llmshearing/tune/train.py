@@ -26,7 +26,7 @@ from transformers import (
 from llmshearing.convert.output import check_output, output_folder
 from llmshearing.errors import InputError
 from llmshearing.fileio import refuse_address, remove, write_json
-from llmshearing.models.loading import DTYPE, default_device
+from llmshearing.models.loading import DTYPE, default_device, keep_generation_config
 from llmshearing.models.pretrained import is_finite
 from llmshearing.reference_loss.evaluate import causal_config, load_model
 from llmshearing.tokenizer import model_tokenizer
@@ -93,6 +93,7 @@ def tune(
     log.info("%d conversations, %d tokens of answers.", record["conversations"], record["answer_tokens"])
     set_seed(settings.seed)  # before LoRA draws its weights
     model = load_model(model_name, config, dtype="float32")
+    keep_generation_config(model)  # which checkpoints hold too
     dtype = getattr(config, DTYPE, None) or torch.float32
     # The trainer makes the model's special tokens those of the tokenizer, which may be none of its business.
     generation = _ending_at(copy.deepcopy(model.generation_config) or GenerationConfig(), turns)

@@ -98,6 +98,15 @@ def test_a_models_folder_carries_them_through_rotation_scores_and_export(source:
     check(tmp_path / "exported")
 
 
+def test_settings_that_transformers_reads_and_would_not_write_come_along(source: Path, tmp_path: Path) -> None:
+    """A temperature without ``do_sample``, as Llama 2 was published with."""
+    make_folder(tmp_path / "model", LLAMA3)
+    (tmp_path / "model/generation_config.json").write_text(json.dumps(GENERATION))
+    rotate(str(tmp_path / "model"), tmp_path / "rotated", data=source / "data", num_sequences=4)
+    found = json.loads((tmp_path / "rotated/generation_config.json").read_text())
+    assert {name: value for name, value in found.items() if name != "transformers_version"} == GENERATION
+
+
 def test_a_template_within_the_tokenizers_config_is_kept_as_it_is(source: Path, tmp_path: Path) -> None:
     """As versions of transformers before 4.51 wrote it."""
     make_folder(tmp_path / "model")
