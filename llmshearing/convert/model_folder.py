@@ -10,11 +10,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from llmshearing.architecture.families import FAMILIES
 from llmshearing.convert.checkpoint import Checkpoint
 from llmshearing.convert.held import HeldFile
 from llmshearing.convert.stored import Piece, Record, StoredTensor
 from llmshearing.convert.weight_files import DTYPES
-from llmshearing.errors import InputError
+from llmshearing.errors import InputError, one_line
 from llmshearing.fileio import read_json
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ class ModelFolder(Checkpoint):
         """The config, and the tokenizer's files as Composer would have saved them."""
         if (self.path / _NAMED_TEMPLATES).exists():
             log.warning("The named chat templates in '%s' are not copied.", self.path / _NAMED_TEMPLATES)
-        return dict(self._config), {
+        return _with_layers(self._config, self.path), {
             name: {"file_extension": Path(name).suffix, "content": _content(self.path / name)}
             for name in _TOKENIZER
             if (self.path / name).is_file()
@@ -88,6 +89,23 @@ class ModelFolder(Checkpoint):
         if not isinstance(content, dict):
             raise InputError(f"'{path}' is not a generation config.")
         return content
+
+
+def _with_layers(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The config with the kinds of its layers, which ``transformers`` gives them by index where it leaves them out."""
+    model_type = config.get("model_type")
+    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    lacking = [name for name in family.per_layer if not config.get(name)] if family is not None else []
+    if family is None or not ((family.alternates and lacking) or "no_rope_layers" in lacking):
+        return dict(config)
+    from transformers import AutoConfig  # which takes seconds
+
+    try:
+        made: Any = AutoConfig.for_model(**config)
+    except Exception as error:  # what a value is wrong for decides what it raises
+        raise InputError(f"No model can be made of the config in '{path}': {one_line(error)}") from error
+    found = {name: getattr(made, name, None) for name in lacking}  # none in transformers before 4.53
+    return {**config, **{name: list(kinds) for name, kinds in found.items() if kinds}}
 
 
 def _weight_files(folder: Path) -> list[str]:
