@@ -7,6 +7,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,20 @@ _LAST_WRITTEN = "trainer_state.json"
 def checkpoints_of(out: Path) -> Path:
     """The folder of a run's checkpoints until it is finished."""
     return out.with_name(f"{out.name}.checkpoints")
+
+
+def day_of(folder: Path) -> date:
+    """The day on which the run of a checkpoints' folder began, which chat templates may write; today, if there is none.
+
+    Raises:
+        InputError: its settings cannot be read.
+    """
+    place = folder / _SETTINGS
+    found = read_json(place) if place.is_file() else None
+    try:
+        return date.fromisoformat(found["day"]) if isinstance(found, dict) else date.today()
+    except (KeyError, TypeError, ValueError):  # of an earlier version, or no run: others say what is wrong
+        return date.today()
 
 
 def digest_of_examples(examples: Sequence[Example]) -> str:

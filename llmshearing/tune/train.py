@@ -33,7 +33,7 @@ from llmshearing.tokenizer import model_tokenizer
 from llmshearing.tune.chats import Chat, read_chats
 from llmshearing.tune.encode import Example, encode_all
 from llmshearing.tune.libraries import libraries
-from llmshearing.tune.resume import checkpoints_of, digest_of_examples, digest_of_weights, open_checkpoints
+from llmshearing.tune.resume import checkpoints_of, day_of, digest_of_examples, digest_of_weights, open_checkpoints
 from llmshearing.tune.settings import Settings
 from llmshearing.tune.template import Turns, prepare_tokenizer
 
@@ -73,6 +73,8 @@ def tune(
     tokenizer = model_tokenizer(model_name)
     text_config = config.get_text_config()
     turns = prepare_tokenizer(tokenizer, model_name, vocab_size=text_config.vocab_size, template=settings.chat_template)
+    folder = checkpoints_of(place)
+    turns = dataclasses.replace(turns, day=(day := day_of(folder)))
     positions = getattr(text_config, "max_position_embeddings", None)
     max_length = _max_length(settings, positions, model_name)
     examples, left_out = encode_all(given, tokenizer, turns, max_length=max_length, vocab_size=text_config.vocab_size)
@@ -87,8 +89,8 @@ def tune(
         "examples_digest": digest_of_examples(examples),
         "weights_digest": digest_of_weights(model_name),
         "end_of_turn": tokenizer.convert_ids_to_tokens(turns.end),
+        "day": day.isoformat(),
     }
-    folder = checkpoints_of(place)
     checkpoint = open_checkpoints(folder, record)
     log.info("%d conversations, %d tokens of answers.", record["conversations"], record["answer_tokens"])
     set_seed(settings.seed)  # before LoRA draws its weights
