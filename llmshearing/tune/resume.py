@@ -11,6 +11,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from transformers import PretrainedConfig
+
 from llmshearing.errors import InputError
 from llmshearing.fileio import digest_of_files, read_json, remove, write_json
 from llmshearing.run_folder import claim
@@ -48,10 +50,10 @@ def digest_of_examples(examples: Sequence[Example]) -> str:
     return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
 
-def digest_of_weights(model_name: str) -> str | None:
-    """A digest of a folder's weights; ``None`` for a model of the hub."""
+def digest_of_weights(model_name: str, config: PretrainedConfig) -> str:
+    """A digest of a folder's weights; of a model of the hub, its name and commit."""
     files = [path for pattern in ("*.safetensors", "*.bin") for path in sorted(Path(model_name).glob(pattern))]
-    return digest_of_files(files) if files else None
+    return digest_of_files(files) if files else f"{model_name} {getattr(config, '_commit_hash', None)}"
 
 
 def open_checkpoints(folder: Path, settings: Mapping[str, Any]) -> str | None:

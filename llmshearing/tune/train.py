@@ -87,7 +87,7 @@ def tune(
         "left_out": left_out,
         "answer_tokens": sum(sum(example.completion_mask) for example in examples),
         "examples_digest": digest_of_examples(examples),
-        "weights_digest": digest_of_weights(model_name),
+        "weights_digest": digest_of_weights(model_name, config),
         "end_of_turn": tokenizer.convert_ids_to_tokens(turns.end),
         "day": day.isoformat(),
     }
