@@ -99,7 +99,7 @@ def _tokenizer_file(name: str, file: Any, path: str | Path) -> tuple[str, bytes]
         return name, as_json(content, path)
     lines = content if isinstance(content, list) else []
     if extension == ".txt" and all(isinstance(line, str) for line in lines):
-        return name, "".join(f"{line}\n" for line in lines).encode()
+        return name, "\n".join(lines).encode()  # the last is empty where the file ends a line
     if extension == ".jinja" and isinstance(content, str):
         return name, content.encode()
     if extension == ".model" and isinstance(content, bytes):

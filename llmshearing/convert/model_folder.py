@@ -149,4 +149,4 @@ def _content(path: Path) -> Any:
 
 def _text(path: Path) -> Any:
     text = path.read_text(encoding="utf-8")
-    return text.splitlines() if path.suffix == ".txt" else text
+    return text.split("\n") if path.suffix == ".txt" else text  # as Composer does

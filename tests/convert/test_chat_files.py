@@ -13,7 +13,7 @@ import torch
 from composer import Trainer
 from composer.optim import DecoupledAdamW
 from torch.utils.data import DataLoader
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import AutoTokenizer, BertTokenizerFast, GenerationConfig
 
 from llmshearing import ComposerLlama, TargetedPruning
 from llmshearing.convert.commands import export, open_checkpoint, shear
@@ -80,6 +80,21 @@ def test_a_pruning_checkpoint_carries_them_to_what_is_sheared_and_exported_of_it
     # The way goes on from the sheared folder.
     export(run_from(tmp_path / "out", tmp_path / "continued"), tmp_path / "final")
     check(tmp_path / "final")
+
+
+def test_lists_of_words_stay_byte_for_byte(source: Path, tmp_path: Path) -> None:
+    """Whatever a word is made of, and how often it is converted."""
+    (tmp_path / "model").mkdir()
+    for path in (source / "model").iterdir():
+        if path.name in ("config.json", "generation_config.json", "model.safetensors"):
+            (tmp_path / "model" / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nword\nx\u2028y\n")
+    BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "model")
+    words = (tmp_path / "model/vocab.txt").read_bytes()
+    export(tmp_path / "model", tmp_path / "exported")
+    shear(run(tmp_path, tmp_path / "run", [TargetedPruning(TARGET, warmup="1ba")]), tmp_path / "sheared")
+    for folder in ("exported", "sheared"):
+        assert (tmp_path / folder / "vocab.txt").read_bytes() == words
 
 
 def run_from(model: Path, folder: Path) -> Path:
