@@ -13,7 +13,7 @@ import torch
 from composer import Trainer
 from composer.optim import DecoupledAdamW
 from torch.utils.data import DataLoader
-from transformers import AutoTokenizer, BertTokenizerFast, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertTokenizerFast, GenerationConfig
 
 from llmshearing import ComposerLlama, TargetedPruning
 from llmshearing.convert.commands import export, open_checkpoint, shear
@@ -22,6 +22,7 @@ from llmshearing.errors import InputError
 from llmshearing.score import score_model
 from tests.convert.checkpoints import changed, sharded
 from tests.convert.test_fit import write
+from tests.models import make_model
 from tests.training import TARGET, dataset
 from tests.tune.small import LLAMA3, make_folder
 
@@ -80,6 +81,16 @@ def test_a_pruning_checkpoint_carries_them_to_what_is_sheared_and_exported_of_it
     # The way goes on from the sheared folder.
     export(run_from(tmp_path / "out", tmp_path / "continued"), tmp_path / "final")
     check(tmp_path / "final")
+
+
+def test_code_that_does_not_come_along_is_not_asked_for(tmp_path: Path) -> None:
+    """Phi-3 is published with its own, and loaded by those who trust it."""
+    make_model("phi3").save_pretrained(tmp_path / "model")
+    place = tmp_path / "model/config.json"
+    own = {"AutoConfig": "configuration_phi3.Phi3Config", "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}
+    place.write_text(json.dumps({**json.loads(place.read_text()), "auto_map": own}))
+    export(tmp_path / "model", tmp_path / "out")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
 
 
 def test_lists_of_words_stay_byte_for_byte(source: Path, tmp_path: Path) -> None:
