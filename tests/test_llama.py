@@ -21,7 +21,7 @@ from transformers.utils import is_flash_attn_2_available
 from llmshearing import ComposerLlama
 from llmshearing.errors import InputError
 from tests.convert.checkpoints import Payload
-from tests.models import make_config, make_model
+from tests.models import make_config, make_model, token_ids
 
 NORM = "model.norm.weight"
 
@@ -193,6 +193,23 @@ def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
         model.save_pretrained(tmp_path)
         with pytest.raises(InputError, match=r"'model.layers.2.mlp.up_proj.weight' in '.*' holds NaN or infinity"):
             load(tmp_path)
+
+
+def test_attention_that_leaves_a_cap_out_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What transformers computes by sdpa for a Gemma 2 is another function than what servers compute."""
+    make_model("gemma2-tied", attn_logit_softcapping=1.0).save_pretrained(tmp_path)
+    logits = {}
+    for attention, warned in (("eager", False), ("sdpa", True)):
+        caplog.clear()
+        model = ComposerLlama(pretrained=str(tmp_path), attn_implementation=attention).model.eval()
+        assert ("attn_logit_softcapping is 1.0, but attention by 'sdpa' leaves it out" in caplog.text) is warned
+        with torch.no_grad():
+            logits[attention] = model(token_ids()).logits
+    assert not torch.allclose(logits["eager"], logits["sdpa"], atol=0.1)
+    make_model("gemma3-tied").save_pretrained(tmp_path)  # which has none
+    caplog.clear()
+    load(tmp_path)
+    assert "softcapping" not in caplog.text
 
 
 def test_hub_id_in_the_local_cache_loads_and_another_is_named(tmp_path: Path) -> None:

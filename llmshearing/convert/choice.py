@@ -61,7 +61,7 @@ def by_scores(
         raise InputError(f"'{checkpoint.path}' has masks of its own. Leave --scores and --target out to shear by them.")
     source, found = shape_of_config(config, checkpoint.path), Scores.load(scores)
     embedding = select(checkpoint.tensors, source, checkpoint.path)[f"{EMBEDDING.name}.weight"]
-    rows = next(embedding.parts(-(-NUM_MARKS // source.hidden_size)))
+    rows = next(embedding.parts(NUM_MARKS))
     found.check_model(source, rows, str(checkpoint.path))
     shape, masks = found.masks(target)
     check_prunable(config, shape)

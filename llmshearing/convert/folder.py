@@ -49,6 +49,7 @@ def folder_files(
     written.pop("dtype", None)  # its name since transformers 4.56, where it would win
     written.pop("_name_or_path", None)  # a path on the machine that trained
     written.pop("_attn_implementation_autoset", None)
+    written.pop("auto_map", None)  # code beside the source, such as the published Phi-3's, which stays there
     tokens = {name: config.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     from_config = {"_from_model_config": True, **{name: token for name, token in tokens.items() if token is not None}}
     if generation is None:
@@ -99,7 +100,7 @@ def _tokenizer_file(name: str, file: Any, path: str | Path) -> tuple[str, bytes]
         return name, as_json(content, path)
     lines = content if isinstance(content, list) else []
     if extension == ".txt" and all(isinstance(line, str) for line in lines):
-        return name, "".join(f"{line}\n" for line in lines).encode()
+        return name, "\n".join(lines).encode()  # the last is empty where the file ends a line
     if extension == ".jinja" and isinstance(content, str):
         return name, content.encode()
     if extension == ".model" and isinstance(content, bytes):

@@ -10,11 +10,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from llmshearing.architecture.families import FAMILIES
 from llmshearing.convert.checkpoint import Checkpoint
 from llmshearing.convert.held import HeldFile
 from llmshearing.convert.stored import Piece, Record, StoredTensor
 from llmshearing.convert.weight_files import DTYPES
-from llmshearing.errors import InputError
+from llmshearing.errors import InputError, one_line
 from llmshearing.fileio import read_json
 
 log = logging.getLogger(__name__)
@@ -38,22 +39,8 @@ class ModelFolder(Checkpoint):
         if not isinstance(config, dict):
             raise InputError(f"'{path / 'config.json'}' is not the config of a model.")
         self._config = config
-        index = path / "model.safetensors.index.json"
-        names = ["model.safetensors"]
-        if index.is_file():
-            content = read_json(index)
-            weight_map = content.get("weight_map") if isinstance(content, dict) else None
-            if not isinstance(weight_map, dict) or not all(
-                isinstance(name, str) and Path(name).name == name for name in weight_map.values()
-            ):
-                raise InputError(f"'{index}' is not an index of safetensors files.")
-            names = sorted(set(weight_map.values()))
-        elif not (path / names[0]).is_file():
-            raise InputError(
-                f"'{path}' holds no safetensors. Load it with transformers and save it again by save_pretrained."
-            )
         self.tensors = {}
-        for name in names:
+        for name in _weight_files(path):
             self.tensors |= self._tensors_of(path / name)
 
     def _tensors_of(self, path: Path) -> dict[str, StoredTensor]:
@@ -87,7 +74,7 @@ class ModelFolder(Checkpoint):
         """The config, and the tokenizer's files as Composer would have saved them."""
         if (self.path / _NAMED_TEMPLATES).exists():
             log.warning("The named chat templates in '%s' are not copied.", self.path / _NAMED_TEMPLATES)
-        return dict(self._config), {
+        return _with_layers(self._config, self.path), {
             name: {"file_extension": Path(name).suffix, "content": _content(self.path / name)}
             for name in _TOKENIZER
             if (self.path / name).is_file()
@@ -102,6 +89,41 @@ class ModelFolder(Checkpoint):
         if not isinstance(content, dict):
             raise InputError(f"'{path}' is not a generation config.")
         return content
+
+
+def _with_layers(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The config with the kinds of its layers, which ``transformers`` gives them by index where it leaves them out."""
+    model_type = config.get("model_type")
+    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    lacking = [name for name in family.per_layer if not config.get(name)] if family is not None else []
+    if family is None or not ((family.alternates and lacking) or "no_rope_layers" in lacking):
+        return dict(config)
+    from transformers import AutoConfig  # which takes seconds
+
+    try:
+        made: Any = AutoConfig.for_model(**config)
+    except Exception as error:  # what a value is wrong for decides what it raises
+        raise InputError(f"No model can be made of the config in '{path}': {one_line(error)}") from error
+    found = {name: getattr(made, name, None) for name in lacking}  # none in transformers before 4.53
+    return {**config, **{name: list(kinds) for name, kinds in found.items() if kinds}}
+
+
+def _weight_files(folder: Path) -> list[str]:
+    """Names of its safetensors files as ``transformers`` finds them: a whole one before an index, an earlier save's."""
+    whole, index = "model.safetensors", folder / "model.safetensors.index.json"
+    if (folder / whole).is_file():
+        return [whole]
+    if not index.is_file():
+        raise InputError(
+            f"'{folder}' holds no safetensors. Load it with transformers and save it again by save_pretrained."
+        )
+    content = read_json(index)
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(name, str) and Path(name).name == name for name in weight_map.values()
+    ):
+        raise InputError(f"'{index}' is not an index of safetensors files.")
+    return sorted(set(weight_map.values()))
 
 
 def _stored(file: HeldFile, start: int, name: str, entry: dict[str, Any]) -> StoredTensor:
@@ -127,4 +149,4 @@ def _content(path: Path) -> Any:
 
 def _text(path: Path) -> Any:
     text = path.read_text(encoding="utf-8")
-    return text.splitlines() if path.suffix == ".txt" else text
+    return text.split("\n") if path.suffix == ".txt" else text  # as Composer does

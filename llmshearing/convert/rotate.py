@@ -15,7 +15,7 @@ from llmshearing.data.prepared import in_turns
 from llmshearing.errors import InputError
 from llmshearing.models.config import one_line, read_config
 from llmshearing.models.hub import hub_options
-from llmshearing.models.loading import default_device
+from llmshearing.models.loading import default_device, keep_generation_config
 from llmshearing.models.pretrained import load_pretrained
 from llmshearing.pruning.rotation import check_rotates, residual_moments, rotate_model, turn_to_principal_components
 from llmshearing.reference_loss.evaluate import mean_loss
@@ -65,6 +65,7 @@ def rotate(
         raise InputError(f"'{data}' holds no sequences. Prepare the data again.")
     device = default_device()
     model = load_pretrained(model_name, dtype=dtype).to(device).eval()  # type: ignore[arg-type]
+    keep_generation_config(model)
     sequences = [ids.to(device) for ids in calibration]
     before = mean_loss(model, sequences)
     tied_norm = model.model.norm.weight.detach() if shape.tie_word_embeddings else None

@@ -78,6 +78,12 @@ class ComposerLlama(HuggingFaceModel):
         generation = None if pretrained is None else _generation(model)
         model.config.use_cache = False  # of no use in training, where it would keep every layer's keys and values
         log.info("Model: %s, %d parameters.", shape, shape.num_parameters())
+        if attn_implementation == "sdpa" and (cap := getattr(hf_config, "attn_logit_softcapping", None)):
+            log.warning(
+                "attn_logit_softcapping is %s, but attention by 'sdpa' leaves it out, as transformers does by default. "
+                "Servers cap. Set model.attn_implementation to eager to train what they compute.",
+                cap,
+            )
         # What FSDP shards, and what activation checkpointing recomputes, as a unit.
         layer = type(cast(Any, model).model.layers[0])
         for wrap in ("fsdp_wrap_fn", "activation_checkpointing_fn"):

@@ -9,7 +9,7 @@ import transformers
 from packaging.version import Version
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from llmshearing.models.hub import hub_options
 
@@ -37,6 +37,22 @@ def load_reporting(name: str, *, dtype: torch.dtype, **options: Any) -> tuple[Pr
     """
     options |= {DTYPE: dtype, "output_loading_info": True, **hub_options(name)}
     return cast(Any, AutoModelForCausalLM).from_pretrained(name, **options)
+
+
+class _AsItWasRead(GenerationConfig):
+    """A generation config that is written whatever it holds."""
+
+    def validate(self, *_: Any, **__: Any) -> None:
+        """Refuse nothing."""
+
+
+def keep_generation_config(model: PreTrainedModel) -> None:
+    """Let ``save_pretrained`` write the generation config that was read.
+
+    It refuses, once all work is done, what is published and loads: a temperature without ``do_sample``, say.
+    """
+    if model.generation_config is not None:
+        model.generation_config.__class__ = _AsItWasRead
 
 
 def build_on_meta(config: PretrainedConfig, **options: Any) -> PreTrainedModel:

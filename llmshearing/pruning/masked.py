@@ -158,6 +158,7 @@ class MaskedModel:
         self._kept = {name: _Kept(len(mask), device) for name, mask in kept_masks(ones, source).items()}
         self._one = torch.ones((), device=device)
         backbone = cast(Any, model).model
+        backbone.embed_tokens.register_forward_hook(self._ask_for_gradients)
         for index, layer in enumerate(backbone.layers):
             for module in source.layer:
                 self._mask(module, layer.get_submodule(module.name), index)
@@ -166,6 +167,11 @@ class MaskedModel:
             embedding: Any = backbone.embed_tokens
             embedding.__class__ = masked_embedding(type(embedding))  # type: ignore[arg-type]  # a class is hashable
             embedding.hidden = self.leaves["hidden"]
+
+    def _ask_for_gradients(self, _: nn.Module, __: Any, embedded: Tensor) -> None:
+        """Ask for gradients of what layers read, with which a reentrantly checkpointed one gives them to its masks."""
+        if torch.is_grad_enabled() and any(leaf.requires_grad for leaf in self.leaves.values()):
+            embedded.requires_grad_()
 
     def _leaf(self, scale: Scale | None, layer: int | None) -> Tensor | None:
         return self.leaves.get(vector_name(scale, layer)) if scale else None

@@ -65,7 +65,7 @@ class Scores:
         if source != self.source:
             raise InputError(f"The scores are of a model of {self.source}, '{name}' has {source}.")
         own = mark_of(embedding)
-        if (own - self.mark).abs().max() > _NEAR * self.mark.abs().max():
+        if own.shape != self.mark.shape or (own - self.mark).abs().max() > _NEAR * self.mark.abs().max():
             raise InputError(
                 f"The scores are of another model than '{name}': the embeddings differ, as they also do after "
                 "`convert rotate` or training. Score this one."
@@ -108,5 +108,10 @@ def all_groups(source: ModelShape) -> list[UnitGroup]:
 
 
 def mark_of(embedding: Tensor) -> Tensor:
-    """The first values of the embeddings, float32."""
-    return embedding.flatten()[:NUM_MARKS].float().cpu()
+    """The first values of the embeddings, float32, from the first token on that has any: padding may be all zero.
+
+    The first ``NUM_MARKS`` rows are looked at.
+    """
+    rows = embedding[:NUM_MARKS].reshape(-1, embedding.shape[-1])
+    start = int(rows.any(-1).int().argmax())
+    return rows[start:].flatten()[:NUM_MARKS].float().cpu()

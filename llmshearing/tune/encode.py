@@ -44,13 +44,13 @@ def encode(chat: Chat, tokenizer: PreTrainedTokenizerBase, turns: Turns) -> Exam
     special = [tokenizer.convert_ids_to_tokens(token) for token in special_ids(tokenizer)]
     if any(mark in message["content"] for message in chat.messages for mark in special):
         raise _LeftOutError("hold the text of a special token")
-    whole = token_ids(tokenizer, render(tokenizer, chat.messages))
+    whole = token_ids(tokenizer, render(tokenizer, chat.messages, day=turns.day))
     mask = [0] * len(whole)
     for index, message in enumerate(chat.messages):
         if message["role"] != "assistant":
             continue
-        asked = token_ids(tokenizer, render(tokenizer, chat.messages[:index], ask=True))
-        stop = len(token_ids(tokenizer, render(tokenizer, chat.messages[: index + 1])))
+        asked = token_ids(tokenizer, render(tokenizer, chat.messages[:index], ask=True, day=turns.day))
+        stop = len(token_ids(tokenizer, render(tokenizer, chat.messages[: index + 1], day=turns.day)))
         ends = [place for place in range(len(asked), stop) if whole[place : place + 1] == [turns.end]]
         if whole[: len(asked)] != asked or not ends:
             raise _LeftOutError(

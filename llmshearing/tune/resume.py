@@ -7,8 +7,11 @@ import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
+
+from transformers import PretrainedConfig
 
 from llmshearing.errors import InputError
 from llmshearing.fileio import digest_of_files, read_json, remove, write_json
@@ -27,16 +30,30 @@ def checkpoints_of(out: Path) -> Path:
     return out.with_name(f"{out.name}.checkpoints")
 
 
+def day_of(folder: Path) -> date:
+    """The day on which the run of a checkpoints' folder began, which chat templates may write; today, if there is none.
+
+    Raises:
+        InputError: its settings cannot be read.
+    """
+    place = folder / _SETTINGS
+    found = read_json(place) if place.is_file() else None
+    try:
+        return date.fromisoformat(found["day"]) if isinstance(found, dict) else date.today()
+    except (KeyError, TypeError, ValueError):  # of an earlier version, or no run: others say what is wrong
+        return date.today()
+
+
 def digest_of_examples(examples: Sequence[Example]) -> str:
     """A digest of ids and masks: of the chats, the template and the tokenizer in one."""
     content = json.dumps([[example.input_ids, example.completion_mask] for example in examples])
     return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
 
-def digest_of_weights(model_name: str) -> str | None:
-    """A digest of a folder's weights; ``None`` for a model of the hub."""
+def digest_of_weights(model_name: str, config: PretrainedConfig) -> str:
+    """A digest of a folder's weights; of a model of the hub, its name and commit."""
     files = [path for pattern in ("*.safetensors", "*.bin") for path in sorted(Path(model_name).glob(pattern))]
-    return digest_of_files(files) if files else None
+    return digest_of_files(files) if files else f"{model_name} {getattr(config, '_commit_hash', None)}"
 
 
 def open_checkpoints(folder: Path, settings: Mapping[str, Any]) -> str | None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -43,15 +45,17 @@ _PROBE: tuple[Message, ...] = ({"role": "user", "content": "Hello"}, {"role": "a
 
 @dataclass(frozen=True)
 class Turns:
-    """Tokens that training needs to know of.
+    """What training needs to know of tokens and template.
 
     Attributes:
         end: id of the token that ends an answer.
         pad: id of the token that fills up a batch; what it is changes no loss.
+        day: what the template is told is today; ``None``: the truth.
     """
 
     end: int
     pad: int
+    day: date | None = None
 
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str, *, vocab_size: int, template: str | None) -> Turns:
@@ -109,14 +113,17 @@ def _text(template: str, tokenizer: PreTrainedTokenizerBase) -> str:
     return ("{{- bos_token -}}\n" if begins else "") + _SHEARED_LLAMA
 
 
-def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, ask: bool = False) -> str:
-    """The text of a conversation; with ``ask``, up to where the model's answer begins.
+def render(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, ask: bool = False, day: date | None = None
+) -> str:
+    """The text of a conversation; with ``ask``, up to where the model's answer begins; on a ``day``, if not today.
 
     Raises:
         InputError: the template refuses it.
     """
+    told: dict[str, Any] = {} if day is None else {"strftime_now": day.strftime}  # as transformers calls it
     try:
-        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask)
+        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask, **told)
     except Exception as error:  # jinja's, or one that the template raises
         raise InputError(f"The chat template refuses a conversation: {one_line(error)}") from error
     assert isinstance(text, str)

@@ -26,14 +26,14 @@ from transformers import (
 from llmshearing.convert.output import check_output, output_folder
 from llmshearing.errors import InputError
 from llmshearing.fileio import refuse_address, remove, write_json
-from llmshearing.models.loading import DTYPE, default_device
+from llmshearing.models.loading import DTYPE, default_device, keep_generation_config
 from llmshearing.models.pretrained import is_finite
 from llmshearing.reference_loss.evaluate import causal_config, load_model
 from llmshearing.tokenizer import model_tokenizer
 from llmshearing.tune.chats import Chat, read_chats
 from llmshearing.tune.encode import Example, encode_all
 from llmshearing.tune.libraries import libraries
-from llmshearing.tune.resume import checkpoints_of, digest_of_examples, digest_of_weights, open_checkpoints
+from llmshearing.tune.resume import checkpoints_of, day_of, digest_of_examples, digest_of_weights, open_checkpoints
 from llmshearing.tune.settings import Settings
 from llmshearing.tune.template import Turns, prepare_tokenizer
 
@@ -73,6 +73,8 @@ def tune(
     tokenizer = model_tokenizer(model_name)
     text_config = config.get_text_config()
     turns = prepare_tokenizer(tokenizer, model_name, vocab_size=text_config.vocab_size, template=settings.chat_template)
+    folder = checkpoints_of(place)
+    turns = dataclasses.replace(turns, day=(day := day_of(folder)))
     positions = getattr(text_config, "max_position_embeddings", None)
     max_length = _max_length(settings, positions, model_name)
     examples, left_out = encode_all(given, tokenizer, turns, max_length=max_length, vocab_size=text_config.vocab_size)
@@ -85,14 +87,15 @@ def tune(
         "left_out": left_out,
         "answer_tokens": sum(sum(example.completion_mask) for example in examples),
         "examples_digest": digest_of_examples(examples),
-        "weights_digest": digest_of_weights(model_name),
+        "weights_digest": digest_of_weights(model_name, config),
         "end_of_turn": tokenizer.convert_ids_to_tokens(turns.end),
+        "day": day.isoformat(),
     }
-    folder = checkpoints_of(place)
     checkpoint = open_checkpoints(folder, record)
     log.info("%d conversations, %d tokens of answers.", record["conversations"], record["answer_tokens"])
     set_seed(settings.seed)  # before LoRA draws its weights
     model = load_model(model_name, config, dtype="float32")
+    keep_generation_config(model)  # which checkpoints hold too
     dtype = getattr(config, DTYPE, None) or torch.float32
     # The trainer makes the model's special tokens those of the tokenizer, which may be none of its business.
     generation = _ending_at(copy.deepcopy(model.generation_config) or GenerationConfig(), turns)

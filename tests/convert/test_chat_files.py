@@ -13,7 +13,7 @@ import torch
 from composer import Trainer
 from composer.optim import DecoupledAdamW
 from torch.utils.data import DataLoader
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertTokenizerFast, GenerationConfig
 
 from llmshearing import ComposerLlama, TargetedPruning
 from llmshearing.convert.commands import export, open_checkpoint, shear
@@ -22,6 +22,7 @@ from llmshearing.errors import InputError
 from llmshearing.score import score_model
 from tests.convert.checkpoints import changed, sharded
 from tests.convert.test_fit import write
+from tests.models import make_model
 from tests.training import TARGET, dataset
 from tests.tune.small import LLAMA3, make_folder
 
@@ -82,6 +83,31 @@ def test_a_pruning_checkpoint_carries_them_to_what_is_sheared_and_exported_of_it
     check(tmp_path / "final")
 
 
+def test_code_that_does_not_come_along_is_not_asked_for(tmp_path: Path) -> None:
+    """Phi-3 is published with its own, and loaded by those who trust it."""
+    make_model("phi3").save_pretrained(tmp_path / "model")
+    place = tmp_path / "model/config.json"
+    own = {"AutoConfig": "configuration_phi3.Phi3Config", "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}
+    place.write_text(json.dumps({**json.loads(place.read_text()), "auto_map": own}))
+    export(tmp_path / "model", tmp_path / "out")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
+
+
+def test_lists_of_words_stay_byte_for_byte(source: Path, tmp_path: Path) -> None:
+    """Whatever a word is made of, and how often it is converted."""
+    (tmp_path / "model").mkdir()
+    for path in (source / "model").iterdir():
+        if path.name in ("config.json", "generation_config.json", "model.safetensors"):
+            (tmp_path / "model" / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nword\nx\u2028y\n")
+    BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "model")
+    words = (tmp_path / "model/vocab.txt").read_bytes()
+    export(tmp_path / "model", tmp_path / "exported")
+    shear(run(tmp_path, tmp_path / "run", [TargetedPruning(TARGET, warmup="1ba")]), tmp_path / "sheared")
+    for folder in ("exported", "sheared"):
+        assert (tmp_path / folder / "vocab.txt").read_bytes() == words
+
+
 def run_from(model: Path, folder: Path) -> Path:
     (folder / "model").parent.mkdir(parents=True)
     (folder / "model").symlink_to(model)
@@ -96,6 +122,15 @@ def test_a_models_folder_carries_them_through_rotation_scores_and_export(source:
     check(tmp_path / "out")
     export(tmp_path / "out", tmp_path / "exported", dtype=torch.bfloat16)
     check(tmp_path / "exported")
+
+
+def test_settings_that_transformers_reads_and_would_not_write_come_along(source: Path, tmp_path: Path) -> None:
+    """A temperature without ``do_sample``, as Llama 2 was published with."""
+    make_folder(tmp_path / "model", LLAMA3)
+    (tmp_path / "model/generation_config.json").write_text(json.dumps(GENERATION))
+    rotate(str(tmp_path / "model"), tmp_path / "rotated", data=source / "data", num_sequences=4)
+    found = json.loads((tmp_path / "rotated/generation_config.json").read_text())
+    assert {name: value for name, value in found.items() if name != "transformers_version"} == GENERATION
 
 
 def test_a_template_within_the_tokenizers_config_is_kept_as_it_is(source: Path, tmp_path: Path) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from llmshearing import score
 from llmshearing.architecture.shapes import ModelShape
@@ -94,6 +96,44 @@ def test_shards_and_a_tokenizer_come_along(made: Path, tmp_path: Path) -> None:
     assert AutoTokenizer.from_pretrained(tmp_path / "out")(text)["input_ids"] == tokenizer(text)["input_ids"]
     export(tmp_path / "model", tmp_path / "narrow", dtype=torch.bfloat16)
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "narrow", torch_dtype="auto").dtype == torch.bfloat16
+
+
+def test_a_whole_file_counts_and_not_the_index_that_an_earlier_save_left(made: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    make_model("llama3", seed=1).save_pretrained(folder, max_shard_size="40KB")
+    AutoModelForCausalLM.from_pretrained(made / "model").save_pretrained(tmp_path / "new")
+    (folder / "model.safetensors").write_bytes((tmp_path / "new/model.safetensors").read_bytes())
+    (folder / "config.json").write_bytes((tmp_path / "new/config.json").read_bytes())
+    export(folder, tmp_path / "out")
+    loaded = AutoModelForCausalLM.from_pretrained(folder).model.norm.weight
+    assert torch.equal(load_file(tmp_path / "out/model.safetensors")["model.norm.weight"], loaded)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "lacks"),
+    [
+        ("smollm3-tied", {"no_rope_layers": None, "no_rope_layer_interval": 2}, "no_rope_layers"),
+        ("gemma2-tied", {}, "layer_types"),
+        ("gemma3-tied", {}, "layer_types"),
+    ],
+)
+def test_kinds_that_layers_have_by_their_index_go_with_them(
+    family: str, changes: dict[str, Any], lacks: str, made: Path, tmp_path: Path
+) -> None:
+    """As they are in hub folders of before transformers 4.53."""
+    model = make_model(family, **changes)
+    model.save_pretrained(tmp_path / "model")
+    place = tmp_path / "model/config.json"
+    config = json.loads(place.read_text())
+    del config[lacks]
+    place.write_text(json.dumps({**config, "sliding_window_pattern": 2}))
+    score.score_model(str(tmp_path / "model"), tmp_path / "scores", data=made / "data", num_sequences=8)
+    found = Scores.load(tmp_path / "scores")
+    worth = torch.tensor([1.0, 0.0, 1.0, 0.0])  # which leaves both of one kind
+    dataclasses.replace(found, units={**found.units, "num_hidden_layers": worth}).save(tmp_path / "scores")
+    shear(tmp_path / "model", tmp_path / "out", scores=tmp_path / "scores", target={"num_hidden_layers": 2})
+    kinds = getattr(model.config, lacks)
+    assert getattr(AutoConfig.from_pretrained(tmp_path / "out"), lacks) == [kinds[0], kinds[2]]
 
 
 def test_a_dense_checkpoint_is_sheared_by_the_scores_of_its_export(made: Path, tmp_path: Path) -> None:

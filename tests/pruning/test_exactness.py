@@ -13,6 +13,7 @@ from llmshearing.architecture.config import sheared_config
 from llmshearing.architecture.shapes import ModelShape
 from llmshearing.errors import InputError
 from llmshearing.pruning.fold import scale_vectors
+from llmshearing.pruning.functional import apply_targeted_pruning
 from llmshearing.pruning.hard_concrete import deterministic
 from llmshearing.pruning.masked import FoldedLinear, MaskedModel
 from llmshearing.pruning.shear import Shears, shear_state_dict
@@ -184,6 +185,23 @@ def test_gradients_gather_over_microbatches_and_start_anew_with_each_batch() -> 
         return mask.grad
 
     torch.testing.assert_close(gradient(1), gradient(4), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_masks_get_their_gradients_where_embeddings_are_frozen_and_layers_recomputed(reentrant: bool) -> None:
+    found = []
+    for recomputed in (False, True):
+        model = make_model("llama3").train()
+        model.get_input_embeddings().requires_grad_(False)
+        if recomputed:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+        pruning = apply_targeted_pruning(model, {"intermediate_size": 24}, selection="importance")
+        pruning.draw(0)
+        model(token_ids(), labels=token_ids()).loss.backward()
+        pruning.learn(0)
+        found.append(pruning.masks.scores()["intermediate_size"])
+    assert found[0].min() > 0
+    assert torch.allclose(*found)
 
 
 def test_dropped_dimensions_of_the_residual_stream_are_exactly_zero() -> None:

@@ -56,6 +56,19 @@ def test_no_training_gives_what_the_conversion_of_the_model_gives(tmp_path: Path
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
+def test_scores_are_told_apart_where_the_first_token_is_one_of_padding(tmp_path: Path) -> None:
+    """Whose row transformers keeps at zero; it may fill all of the mark."""
+    models = [make_model("llama3", seed=seed, hidden_size=256, pad_token_id=0) for seed in (0, 1)]
+    assert not models[0].get_input_embeddings().weight[0].any()
+    score(models[0], BATCHES[:1]).save(tmp_path / "scores")
+    for seed, model in enumerate(models):
+        model.save_pretrained(tmp_path / f"model-{seed}")
+    target = {"intermediate_size": 8}
+    shear(tmp_path / "model-0", tmp_path / "out", scores=tmp_path / "scores", target=target)
+    with pytest.raises(InputError, match="The scores are of another model"):
+        shear(tmp_path / "model-1", tmp_path / "other", scores=tmp_path / "scores", target=target)
+
+
 def test_a_killed_run_goes_on_to_the_same_numbers_but_not_with_other_scores(tmp_path: Path) -> None:
     path = scores_file(tmp_path)
     straight = make_trainer([pruning(scores=path)])

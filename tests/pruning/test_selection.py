@@ -80,6 +80,20 @@ def test_a_search_computes_no_gradients_of_weights_and_training_does(way: str) -
     assert [id(p) for p in trainer.state.model.parameters() if not p.requires_grad] == [id(frozen)]
 
 
+def test_a_search_goes_through_layers_that_are_recomputed() -> None:
+    """As ``transformers`` recomputes them by default, where nothing in front of the layers has masks."""
+    found = []
+    for recomputed in (False, True):
+        algorithm = TargetedPruning({"intermediate_size": 24}, selection="importance", search="2ba")
+        trainer = make_trainer([algorithm], duration="3ba")
+        if recomputed:
+            trainer.state.model.model.gradient_checkpointing_enable()
+        trainer.fit()
+        assert all(parameter.requires_grad for parameter in trainer.state.model.parameters())
+        found.append(algorithm.masks.scores()["intermediate_size"])
+    assert torch.allclose(*found)
+
+
 def test_importance_is_the_squared_gradient_of_every_units_mask() -> None:
     algorithm = pruning(selection="importance", search="2ba")
     make_trainer([algorithm], duration="2ba").fit()

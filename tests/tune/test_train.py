@@ -96,6 +96,14 @@ def test_tokens_of_the_model_stay_its_own_where_the_tokenizer_names_others(tmp_p
     assert json.loads((tmp_path / "out/config.json").read_text())["eos_token_id"] == 1
 
 
+def test_settings_of_generation_that_transformers_would_not_write_are_no_obstacle(tmp_path: Path) -> None:
+    path = Path(make_folder(tmp_path / "model", LLAMA3)) / "generation_config.json"
+    path.write_text(json.dumps({"eos_token_id": 1, "temperature": 0.6}))  # which is of no use without do_sample
+    settings = Settings(**{**FAST, "epochs": 1.0, "save_interval": 1})
+    tune(str(tmp_path / "model"), write_chats(tmp_path / "chats", 1), tmp_path / "out", settings)
+    assert json.loads((tmp_path / "out/generation_config.json").read_text())["temperature"] == 0.6
+
+
 def test_trl_takes_the_loss_on_answers_alone(tuned: Path, tmp_path: Path) -> None:
     """Labels of a batch of unequal lengths, as the model gets them, and the loss that comes of them."""
     tokenizer = make_tokenizer(LLAMA3)
