@@ -10,12 +10,11 @@ from llmshearing.errors import InputError, one_line, unknown_name
 from llmshearing.models.hub import hub_options
 
 
-def load_tokenizer(settings: dict[str, Any], max_seq_len: int) -> PreTrainedTokenizerBase:
+def load_tokenizer(settings: dict[str, Any]) -> PreTrainedTokenizerBase:
     """Load it.
 
     Args:
         settings: ``name``, a Hugging Face folder or hub id, and ``kwargs`` for ``AutoTokenizer.from_pretrained``.
-        max_seq_len: its ``model_max_length``, unless ``kwargs`` has another.
 
     Raises:
         InputError: there is none, it is damaged, or an unknown key.
@@ -29,7 +28,7 @@ def load_tokenizer(settings: dict[str, Any], max_seq_len: int) -> PreTrainedToke
     if not isinstance(options, dict):
         raise InputError(f"tokenizer.kwargs is {options!r}; it must be a mapping of AutoTokenizer's arguments.")
     try:
-        return AutoTokenizer.from_pretrained(name, **{"model_max_length": max_seq_len, **hub_options(name), **options})
+        return AutoTokenizer.from_pretrained(name, **{**hub_options(name), **options})
     except (OSError, ValueError) as error:
         raise InputError(f"There is no tokenizer at '{name}': {one_line(error)}") from error
     except Exception as error:  # its files are parsed by many parsers, each with errors of its own

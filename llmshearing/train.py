@@ -84,7 +84,7 @@ def build_trainer(recipe: dict[str, Any], place: RunPlace | None = None) -> Trai
         with findings.collect():
             open_data(recipe, checked.tokenizer, findings)
     findings.refuse()
-    tokenizer = load_tokenizer(recipe["tokenizer"], recipe["max_seq_len"])
+    tokenizer = load_tokenizer(recipe["tokenizer"])
     train_loader, evaluators = _build_data(recipe, tokenizer, findings)
     start = _start(place, checked.tensors)
     if start.finished:

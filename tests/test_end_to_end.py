@@ -128,6 +128,8 @@ def test_source_prune_shear_continue_export(
     module(forked, "llmshearing.convert", "export", checkpoint("continue"), str(tmp_path / "final"))
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "final")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "final")
+    own = AutoTokenizer.from_pretrained(prepared / "tokenizer")
+    assert tokenizer.model_max_length == own.model_max_length  # and not that of the sequences trained on
     assert {name: getattr(model.config, name) for name in TARGET} == TARGET
     ids = torch.tensor([tokenizer("def train(self):").input_ids])
     cached = model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=2)

@@ -149,7 +149,7 @@ def build_tokenizer(recipe: Mapping[str, Any], findings: Findings) -> PreTrained
     if isinstance(options := settings.get("kwargs") or {}, dict):
         settings["kwargs"] = {**options, "local_files_only": True}
     try:
-        return load_tokenizer(settings, recipe["max_seq_len"])
+        return load_tokenizer(settings)
     except InputError as error:
         if "There is no tokenizer" not in str(error):
             raise
