@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from llmshearing.errors import InputError, naming
-from llmshearing.storage import files_below, has_bucket, is_remote
+from llmshearing.storage import files_below, has_bucket, is_remote, split
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +43,8 @@ def _address_problem(save_folder: str) -> str | None:
         if has_bucket(save_folder):
             files_below(save_folder)
             return None
-        scheme, _, rest = save_folder.partition("://")
-        return f"save_folder: there is no bucket '{scheme}://{rest.partition('/')[0]}'. Make it, or correct the name."
+        scheme, bucket, _ = split(save_folder)
+        return f"save_folder: there is no bucket '{scheme}://{bucket}'. Make it, or correct the name."
     except InputError as error:
         return f"save_folder: {error}"
 

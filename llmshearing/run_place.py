@@ -132,7 +132,7 @@ class RunPlace:
         """What saves to the working copy and from there to the store; none where the run is on a disk."""
         if self.address is None:
             return []
-        key = self._saves.partition("://")[2].partition("/")[2]
+        _, _, key = storage.split(self._saves)
         saver = CheckpointSaver(
             folder=self.recipe["save_folder"],
             remote_file_name=f"{key}/ep{{epoch}}-ba{{batch}}-rank{{rank}}.pt",

@@ -65,6 +65,13 @@ def is_remote(place: Place) -> bool:
     return True
 
 
+def split(address: Place) -> tuple[str, str, str]:
+    """Scheme, bucket and key of an address. A key may have what a URL has not, such as ``c#/what?.txt``."""
+    scheme, _, rest = os.fspath(address).partition("://")
+    bucket, _, key = rest.partition("/")
+    return scheme, bucket, key
+
+
 def join(place: Place, *names: str) -> str:
     """A place below another one."""
     return "/".join((os.fspath(place).rstrip("/"), *names))
@@ -255,7 +262,7 @@ def reporting(place: Place) -> Iterator[None]:
 
 def _remedy(place: Place, reason: str) -> str:
     if any(sign in reason for sign in _DENIED):
-        return f"Check that {_CREDENTIALS[os.fspath(place).partition('://')[0]]} may read and write there."
+        return f"Check that {_CREDENTIALS[split(place)[0]]} may read and write there."
     return "Check the address and the network; the same command goes on from here."
 
 
@@ -274,9 +281,10 @@ def _write(source: Any, place: Place) -> None:
 
 
 def _resolve(place: Place) -> tuple[Any, str]:
-    """The file system of an address, and the key in it, which may have what a URL has not, such as ``c#/what?.txt``."""
-    scheme, _, key = os.fspath(place).partition("://")
-    return _file_system(scheme, key.partition("/")[0], os.environ.get("S3_ENDPOINT_URL"), ATTEMPTS), key
+    """The file system of an address, and what the place is called there."""
+    scheme, bucket, _ = split(place)
+    system = _file_system(scheme, bucket, os.environ.get("S3_ENDPOINT_URL"), ATTEMPTS)
+    return system, os.fspath(place).removeprefix(f"{scheme}://")
 
 
 @lru_cache

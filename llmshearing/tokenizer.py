@@ -28,7 +28,7 @@ def load_tokenizer(settings: dict[str, Any]) -> PreTrainedTokenizerBase:
     if not isinstance(options, dict):
         raise InputError(f"tokenizer.kwargs is {options!r}; it must be a mapping of AutoTokenizer's arguments.")
     try:
-        return AutoTokenizer.from_pretrained(name, **{**hub_options(name), **options})
+        return AutoTokenizer.from_pretrained(name, **(hub_options(name) | options))
     except (OSError, ValueError) as error:
         raise InputError(f"There is no tokenizer at '{name}': {one_line(error)}") from error
     except Exception as error:  # its files are parsed by many parsers, each with errors of its own

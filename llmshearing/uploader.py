@@ -52,8 +52,7 @@ class Uploader(RemoteUploaderDownloader):
     """
 
     def __init__(self, address: str, folder: Path, checkpoints: str, *, keep: int) -> None:
-        scheme, _, key = address.partition("://")
-        bucket, _, key = key.partition("/")
+        scheme, bucket, key = storage.split(address)
         self._address, self._folder, self._key = address, folder, key.strip("/")
         self._checkpoints, self._keep = checkpoints, keep
         self._published: dict[Path, int] = {}
